@@ -1,0 +1,28 @@
+"""What every test shares: no network, no window, no writing outside temporary folders, the same examples every time."""
+
+import os
+
+# Before any import of the libraries that read them. A test of the hub sets its own endpoint, and asks for online mode.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("kit", deadline=None, derandomize=True, database=None, max_examples=25)
+settings.load_profile("kit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_root(tmp_path_factory):
+    """A data folder of the test session's own (DIFFCLIP_DATA), so that no test reads or writes the user's data/."""
+    root = tmp_path_factory.mktemp("data")
+    before = os.environ.get("DIFFCLIP_DATA")
+    os.environ["DIFFCLIP_DATA"] = str(root)
+    yield root
+    if before is None:
+        del os.environ["DIFFCLIP_DATA"]
+    else:
+        os.environ["DIFFCLIP_DATA"] = before
