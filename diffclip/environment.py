@@ -5,7 +5,6 @@ interpreter is active, to learn whether that environment can be used as it is.
 """
 
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent  # the checkout; without one (a wh
 
 def required(extras=("notebooks", "dev")) -> list[str]:
     """The requirement lines of pyproject.toml: the dependencies and the given extras."""
+    import tomllib  # here, so that main() can tell an older Python what is wrong
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
 
@@ -44,19 +45,25 @@ def unmet(requirements: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Exit status 0 if the active environment satisfies pyproject.toml; else 1 and a line on what it lacks."""
+    """Exit status 0 if this environment satisfies pyproject.toml and its torch imports; else 1 and a line on what it lacks."""
     if sys.version_info < (3, 11):
-        print(f"Python {sys.version_info.major}.{sys.version_info.minor} is older than 3.11")
+        print(f"its Python {sys.version_info.major}.{sys.version_info.minor} is older than 3.11")
         return 1
     try:
         problems = unmet(required())
     except ImportError:
-        print("packaging is not installed")
+        print("the kit's packages are not installed in it")
         return 1
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        print(f"lacks {', '.join(problems[:3])}{more}")
-    return 1 if problems else 0
+        print(f"it lacks {', '.join(problems[:3])}{more}")
+        return 1
+    try:  # the pair that breaks most often: torch and torchvision of different releases or builds
+        import torchvision  # noqa: F401
+    except Exception as error:
+        print(f"torch and torchvision do not import together there: {error}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
