@@ -1,4 +1,7 @@
-"""Where things are kept: under ./data, or under the folder that the environment variable DIFFCLIP_DATA names."""
+"""Where things are kept: under ./data, or under the folder that the environment variable DIFFCLIP_DATA names.
+
+A notebook's kernel starts in notebooks/, a terminal usually in the checkout above it; both must find the same data.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ from pathlib import Path
 
 
 def data_root() -> Path:
-    return Path(os.environ.get("DIFFCLIP_DATA") or "data")
+    if named := os.environ.get("DIFFCLIP_DATA"):
+        return Path(named)
+    here, above = Path("data"), Path("..", "data")
+    if not here.is_dir() and above.is_dir() and Path("..", "diffclip").is_dir():
+        return above
+    return here
 
 
 def cache_root() -> Path:
