@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-from torch import Tensor
+if TYPE_CHECKING:  # the processes that prepare data have no need of torch, which takes seconds to import
+    from torch import Tensor
 
 
 @contextmanager
@@ -43,6 +44,8 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write a safetensors file whole or not at all."""
+    import safetensors.torch
+
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with written_whole(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)

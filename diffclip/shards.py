@@ -1,7 +1,7 @@
 """Webdataset shards: plain tar files in which the members of one sample stand together and share a name.
 
 `000000017.jpg`, `000000017.txt` and `000000017.json` are one sample with the key `000000017`. This is what img2dataset
-writes, what the hub's training sets hold, and what CLIP_benchmark reads (there a sample is an image and a `cls` or `txt`).
+writes, what the hub's training sets hold, and what CLIP_benchmark reads (there a sample is an image with `cls` or `txt`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from diffclip.files import written_whole
 
 _BLOCK = 512  # a tar file is made of blocks of this size
 
@@ -30,8 +32,8 @@ class Sample:
 def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
     """Yield the samples of a shard in order.
 
-    Raises DamagedShard, after the last whole sample, where the file is cut off or is not tar; Python's tarfile by itself
-    takes most such places for the end of the archive, so the end marker is looked for here.
+    Raises DamagedShard, after the last sample known to be whole, where the file is cut off or is not tar; Python's tarfile
+    by itself takes most such places for the end of the archive, so the end marker is looked for here.
     """
     path = Path(path)
     key, files, nbytes = None, {}, 0
@@ -67,19 +69,12 @@ def write_shard(path: str | os.PathLike, samples: Iterable[tuple[str, Mapping[st
 
     The same samples give the same bytes on every machine: no times, owners or modes of this one are recorded.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, files in samples:
-                for extension, content in files.items():
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-                count += 1
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, files in samples:
+            for extension, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            count += 1
     return count

@@ -1,0 +1,817 @@
+"""From captioned images as they come to an indexed data set that training can ask by number.
+
+A source is a list of parts (a webdataset shard on disk or on the hub, or some thousand rows of a table); each part becomes
+one Arrow file, written whole or not at all, with a record beside it. So the work is parallel over parts, may be killed at
+any moment, and started again does only what is missing. Bad samples are left out, counted and listed in rejects.csv.
+
+    out/part-00000.arrow    image (JPEG, shorter edge at the asked size), captions (list), key; a `datasets` schema
+    out/part-00000.json     pairs, bytes, sha256, what was left out and why
+    out/manifest.json       written last: an index without it is unfinished
+    out/rejects.csv         shard, key, reason, detail
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+import filelock
+import pyarrow as pa
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from diffclip import hub
+from diffclip.files import write_text, written_whole
+from diffclip.paths import cache_root
+from diffclip.shards import DamagedShard, Sample, read_shard
+
+log = logging.getLogger("diffclip")
+
+FORMAT = 1
+JPEG_QUALITY = 95  # img2dataset's default
+BATCH_ROWS = 256  # rows in an Arrow record batch: small enough that one row is found quickly
+MAX_ASPECT = 20.0  # a banner of 5000 x 50 would be stored 224 high and 22 400 wide
+TABLE_ROWS = 5000  # rows of a table in a part
+HASH_ON_OPEN = 2**30  # an index up to so many bytes is hashed when opened (a second), of a larger one only the sizes
+MAX_FAILURES = 3  # downloads that may fail before the rest is given up
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+HUB_SOURCES = {"cc3m": "pixparse/cc3m-wds", "cc12m": "pixparse/cc12m-wds"}
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "captions": datasets.List(datasets.Value("string")),
+        "key": datasets.Value("string"),
+    }
+)
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be prepared or opened as asked for; the message says what to do."""
+
+
+class DiskSpaceError(OSError):
+    """The disk would fill up before the end."""
+
+
+# ---------------------------------------------------------------------------------------------------- samples and images
+
+
+class BadSample(ValueError):
+    """A sample that is left out: reason is one of a few (they are counted), detail is free text."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def normalise_image(content: bytes, size: int) -> bytes:
+    """An image file of any kind -> a JPEG whose shorter edge is `size` pixels, upright, RGB.
+
+    A JPEG that is so already is returned untouched, so that nothing is lost by a second compression. Transparency is laid
+    over white. Raises BadSample for what is not a whole image or is longer than MAX_ASPECT times its width.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module="PIL")
+            image = Image.open(io.BytesIO(content))
+            kind, orientation = image.format, image.getexif().get(0x0112, 1)
+            width, height = image.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise BadSample("extreme aspect ratio", f"{width} x {height}")
+            as_is = kind == "JPEG" and image.mode == "RGB" and orientation == 1 and min(width, height) == size
+            if kind == "JPEG" and not as_is:
+                # Let the decoder skip detail finer than twice the target; the resampling below does the rest.
+                image.draft("RGB", (2 * size * width // min(width, height), 2 * size * height // min(width, height)))
+            image.load()  # decodes every pixel: a file cut short fails here
+            if as_is:
+                return content
+            image = ImageOps.exif_transpose(image)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            image = image.convert("RGB")
+            scale = size / min(image.size)
+            target = tuple(max(size, round(edge * scale)) for edge in image.size)
+            if target != image.size:
+                image = image.resize(target, Image.Resampling.BICUBIC)
+            stream = io.BytesIO()
+            image.save(stream, "JPEG", quality=JPEG_QUALITY)
+            return stream.getvalue()
+    except BadSample:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, ...) on bad bytes
+        raise BadSample("broken image", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def read_captions(files: dict[str, bytes]) -> list[str]:
+    """The wordings of a sample: `captions` of its json where there is such a list, else its txt, else json's `caption`.
+
+    A caption is stripped of surrounding white space and otherwise left as it is (the paper: tokenisation only).
+    """
+    record = {}
+    try:
+        if "json" in files:
+            record = json.loads(files["json"])
+            record = record if isinstance(record, dict) else {}
+        if isinstance(record.get("captions"), list):
+            wordings = record["captions"]
+        elif "txt" in files:
+            wordings = [files["txt"].decode("utf-8")]
+        elif "caption" in record:
+            wordings = [record["caption"]]
+        else:
+            raise BadSample("no caption", f"members: {', '.join(sorted(files))}")
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadSample("unreadable caption", str(error)[:200]) from error
+    return clean_captions(wordings)
+
+
+def clean_captions(wordings: Iterable) -> list[str]:
+    kept = [text for wording in wordings if isinstance(wording, str) and (text := wording.strip())]
+    if not kept:
+        raise BadSample("empty caption")
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------------------ parts
+
+
+class Part(Protocol):
+    """A piece of a source that one process turns into one Arrow file; it must pickle."""
+
+    name: str
+    identity: str  # changes when the content does
+    weight: float  # amount of work in the source's own unit (bytes, rows, scenes)
+
+    def fetch(self) -> None: ...  # bring it to this machine; raises hub.HubError if that fails
+
+    def rows(self) -> Iterator[Row]: ...  # raises DamagedShard where it breaks off
+
+    def release(self) -> None: ...  # remove what fetch brought
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    weight: float  # its share of the part's weight
+    image: bytes = b""
+    captions: tuple[str, ...] = ()
+    problem: tuple[str, str] | None = None  # reason and detail, where there is no image or no caption
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A webdataset shard on this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def identity(self) -> str:
+        state = self.path.stat()
+        return f"{self.name}:{state.st_size}:{state.st_mtime_ns}"
+
+    @property
+    def weight(self) -> float:
+        return self.path.stat().st_size
+
+    def fetch(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def rows(self) -> Iterator[Row]:
+        for sample in read_shard(self.path):
+            yield shard_row(sample)
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """A webdataset shard in a data set repository on the hub; removed again after indexing if it was not cached before."""
+
+    repo: str
+    revision: str  # a commit, so that all parts come from one state of the repository
+    file: str
+    identity: str
+    weight: float  # bytes
+    folder: Path  # where the download lies meanwhile
+    keep: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.file
+
+    def fetch(self) -> None:
+        self._path()
+
+    def release(self) -> None:
+        (self.folder / self.file).unlink(missing_ok=True)
+
+    def rows(self) -> Iterator[Row]:
+        for sample in read_shard(self._path()):
+            yield shard_row(sample)
+
+    def _path(self) -> Path:
+        cached = hub.cached(self.repo, self.file, revision=self.revision, repo_type="dataset")
+        folder = None if self.keep else self.folder
+        return cached or hub.fetch(self.repo, self.file, revision=self.revision, repo_type="dataset", folder=folder)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """`count` rows of a table of image paths and captions; relative paths start at the table's folder."""
+
+    table: Path
+    columns: tuple[str, ...]
+    start: int  # number of the first row
+    offset: int  # where it starts in the file, in bytes
+    count: int
+    image_column: str
+    caption_column: str
+    identity: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.table.name} rows {self.start + 1}-{self.start + self.count}"
+
+    @property
+    def weight(self) -> float:
+        return self.count
+
+    def fetch(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def rows(self) -> Iterator[Row]:
+        lines = itertools.islice(_read_table(self.table, self.offset), self.count)
+        for number, (_, line) in enumerate(lines, self.start + 1):
+            record = dict(zip(self.columns, line, strict=False))
+            key, name = str(number), record.get(self.image_column, "")
+            try:
+                captions = tuple(clean_captions([record.get(self.caption_column)]))
+                image = (self.table.parent / name).read_bytes()
+            except BadSample as bad:
+                yield Row(key, 1, problem=(bad.reason, bad.detail))
+            except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+                yield Row(key, 1, problem=("no image", f"{name}: {getattr(error, 'strerror', None) or error}"))
+            else:
+                yield Row(key, 1, image, captions)
+
+
+def shard_row(sample: Sample) -> Row:
+    image = next((sample.files[e] for e in IMAGE_EXTENSIONS if e in sample.files), None)
+    if image is None:
+        members = ", ".join(sorted(sample.files))
+        return Row(sample.key, sample.nbytes, problem=("no image", f"members: {members}"))
+    try:
+        return Row(sample.key, sample.nbytes, image, tuple(read_captions(sample.files)))
+    except BadSample as bad:
+        return Row(sample.key, sample.nbytes, problem=(bad.reason, bad.detail))
+
+
+# ---------------------------------------------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True)
+class Source:
+    parts: list[Part]
+    description: dict  # ends in the manifest and so in a run's config
+    unit: str  # of the parts' weights, for the progress bar
+
+
+def open_source(
+    source: str | Path,
+    *,
+    out: Path,
+    revision: str | None = None,
+    pattern: str | None = None,
+    parts: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    keep: bool = False,
+) -> Source:
+    """Find out what a source is and list its parts; see `prepare` for the arguments. Raises CorpusError or HubError."""
+    path = Path(source)
+    if path.is_file():
+        found = _table_source(path, image_column, caption_column)
+    elif path.is_dir():
+        shards = sorted(path.glob(pattern or "**/*.tar"))
+        if not shards:
+            raise CorpusError(
+                f"The folder {path} holds no webdataset shards ({pattern or '*.tar'}). Give the folder into which "
+                f"img2dataset wrote (with --output_format webdataset), a .csv or .tsv of image paths and captions, or a "
+                f"repository on the hub."
+            )
+        found = Source([Shard(p) for p in shards], {"kind": "shards", "folder": str(path.resolve())}, "B")
+    else:
+        repo = HUB_SOURCES.get(str(source), str(source))
+        if not hub.is_repo_id(repo):
+            raise CorpusError(
+                f"{str(source)!r} is neither a folder of shards, nor a .csv or .tsv file, nor one of "
+                f"{', '.join(HUB_SOURCES)}, nor the name of a repository on the hub (owner/name)."
+            )
+        found = _hub_source(repo, revision, pattern, out / "downloads", keep)
+    if parts is not None:
+        if parts < 1:
+            raise CorpusError(f"At least one part must be taken; {parts} were asked for.")
+        found = Source(found.parts[:parts], found.description, found.unit)
+    return found
+
+
+def _hub_source(repo: str, revision: str | None, pattern: str | None, folder: Path, keep: bool) -> Source:
+    commit, files = hub.list_files(repo, revision=revision, repo_type="dataset")
+    shards = [f for f in files if fnmatch(f.path, pattern or "*.tar")]
+    if pattern is None:  # the repositories hold train and validation side by side
+        shards = [f for f in shards if "train" in f.path] or shards
+    if not shards:
+        raise CorpusError(
+            f"The repository {repo} at {commit[:12]} holds no files {pattern or '*.tar'}; it has "
+            f"{', '.join(f.path for f in files[:5])}{' ...' if len(files) > 5 else ''}. Give the pattern of its shards."
+        )
+    parts = [HubShard(repo, commit, f.path, f.identity, f.size, folder, keep) for f in shards]
+    return Source(parts, {"kind": "hub", "repo": repo, "revision": commit}, "B")
+
+
+def _table_source(path: Path, image_column: str | None, caption_column: str | None) -> Source:
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise CorpusError(f"{path} is not a table: a .csv or .tsv file with image paths and captions was expected.")
+    lines = _read_table(path)
+    _, columns = next(lines, (0, []))
+    image = _pick_column(
+        path, columns, image_column, ("image", "filepath", "path", "file", "image_path"), "image paths"
+    )
+    caption = _pick_column(path, columns, caption_column, ("caption", "title", "text"), "captions")
+    offsets = [offset for offset, _ in lines]
+    if not offsets:
+        raise CorpusError(f"The table {path} has a header and no rows; there is nothing to prepare.")
+    digest = _sha256(path)
+    parts = [
+        TableRows(
+            table=path,
+            columns=tuple(columns),
+            start=start,
+            offset=offsets[start],
+            count=min(TABLE_ROWS, len(offsets) - start),
+            image_column=image,
+            caption_column=caption,
+            identity=f"{digest} {start} {image} {caption}",
+        )
+        for start in range(0, len(offsets), TABLE_ROWS)
+    ]
+    return Source(parts, {"kind": "table", "file": str(path.resolve()), "sha256": digest}, "row")
+
+
+def _pick_column(path: Path, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
+    for name in (asked,) if asked else usual:
+        if name in columns:
+            return name
+    wanted = repr(asked) if asked else "any of " + ", ".join(usual)
+    raise CorpusError(
+        f"The table {path} has no column for the {what}: {wanted} was looked for, its first line says "
+        f"{', '.join(columns) or 'nothing'}. Name the column, or add the missing header line."
+    )
+
+
+def _read_table(path: Path, offset: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a .csv or .tsv from a byte offset on, each with the offset at which it starts."""
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        position = offset
+
+        def lines() -> Iterator[str]:  # csv takes one line at a time, and more only inside quotes
+            nonlocal position
+            for line in stream:
+                position += len(line)
+                yield line.decode("utf-8-sig" if position == len(line) else "utf-8", errors="replace")
+
+        reader = csv.reader(lines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        while True:
+            start = position
+            row = next(reader, None)
+            if row is None:
+                return
+            if row:  # a blank line is no row
+                yield start, row
+
+
+# --------------------------------------------------------------------------------------------------------------- indexing
+
+
+def index_part(part: Part, file: Path, image_size: int) -> dict:
+    """Turn one part into one Arrow file with its record beside it, both whole or not at all; returns the record."""
+    rejects: list[tuple[str, str, str]] = []  # key, reason, detail
+    pairs = 0
+    schema = FEATURES.arrow_schema
+    with written_whole(file) as partial:
+        with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            for batch in _batches(_good_rows(part, image_size, rejects), BATCH_ROWS):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                pairs += len(batch)
+        record = {
+            "part": part.name,
+            "identity": _identity(part, image_size),
+            "pairs": pairs,
+            "bytes": partial.stat().st_size,
+            "sha256": _sha256(partial),
+            "rejects": rejects,
+        }
+    write_text(file.with_suffix(".json"), json.dumps(record))
+    return record
+
+
+def _good_rows(part: Part, image_size: int, rejects: list) -> Iterator[dict]:
+    try:
+        for row in part.rows():
+            if row.problem:
+                rejects.append((row.key, *row.problem))
+                continue
+            try:
+                image = normalise_image(row.image, image_size)
+            except BadSample as bad:
+                rejects.append((row.key, bad.reason, bad.detail))
+            else:
+                yield {"image": {"bytes": image, "path": None}, "captions": list(row.captions), "key": row.key}
+    except DamagedShard as damage:
+        rejects.append(("", "damaged shard", f"{damage}; what follows in it is lost"))
+
+
+def _identity(part: Part, image_size: int) -> str:
+    return hashlib.sha256(f"{FORMAT} {part.name} {part.identity} {image_size}".encode()).hexdigest()
+
+
+def _batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the folder for this process; wait, with a word, while another one works in it."""
+    lock = filelock.FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.warning("another process is preparing %s; waiting for it", out)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def index(
+    source: Source,
+    out: Path,
+    *,
+    image_size: int,
+    workers: int | None = None,
+    progress: bool | None = None,
+    check_disk: bool = True,
+    title: str = "preparing",
+) -> dict:
+    """Make the index of a source in the folder `out`, or what is missing of it or damaged, and return its manifest.
+
+    workers: processes; None means one a core. progress: None shows a bar only on a terminal.
+    check_disk: measure on the first part what the rest will take, and stop there if it will not fit.
+    Raises CorpusError, DiskSpaceError or hub.HubError; what is finished by then is kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_one(out):
+        for leftover in out.glob(".part-*"):  # of a killed process
+            leftover.unlink()
+        before = _read_json(out / "manifest.json") or {}
+        if before and before.get("source") != source.description:
+            raise CorpusError(
+                f"The folder {out} holds a corpus from another source ({before.get('source')}); this one is "
+                f"{source.description}. Give another folder, or remove that one first."
+            )
+        files = [out / f"part-{number:05d}.arrow" for number in range(len(source.parts))]
+        records = _finished(source.parts, files, image_size)
+        missing = [n for n, record in enumerate(records) if record is None]
+        if missing:
+            (out / "manifest.json").unlink(missing_ok=True)
+            workers = max(1, min(workers or _cores(), len(missing)))
+            if check_disk:
+                _check_disk(source, [source.parts[n] for n in missing], out, image_size, workers)
+            with tqdm(
+                total=sum(part.weight for part in source.parts),
+                initial=sum(part.weight for part, record in zip(source.parts, records, strict=True) if record),
+                desc=title,
+                unit=source.unit,
+                unit_scale=True,
+                disable=None if progress is None else not progress,
+            ) as bar:
+                pairs = sum(record["pairs"] for record in records if record)
+                jobs = {n: (source.parts[n], files[n], image_size) for n in missing}
+                for number, record in _run(jobs, workers):
+                    records[number] = record
+                    pairs += record["pairs"]
+                    bar.set_postfix_str(f"{pairs:,} pairs", refresh=False)
+                    bar.update(source.parts[number].weight)
+            shutil.rmtree(out / "downloads", ignore_errors=True)
+        manifest = _manifest(source, files, records, image_size)
+        if manifest != before:
+            _write_rejects(out / "rejects.csv", records)
+            write_text(out / "manifest.json", json.dumps(manifest, indent=1))
+    return manifest
+
+
+def _finished(parts: list[Part], files: list[Path], image_size: int) -> list[dict | None]:
+    """The record of each part that is done and whole, None for the others; says which are damaged."""
+    records = [_read_json(file.with_suffix(".json")) for file in files]
+    records = [
+        r if r and r["identity"] == _identity(p, image_size) else None for p, r in zip(parts, records, strict=True)
+    ]
+    hashed = sum(record["bytes"] for record in records if record) <= HASH_ON_OPEN
+    for number, (file, record) in enumerate(zip(files, records, strict=True)):
+        if record and (damage := _damage(file, record, hashed)):
+            log.warning("%s %s: it is made again", file, damage)
+            records[number] = None
+    return records
+
+
+def _damage(file: Path, record: dict, hashed: bool) -> str | None:
+    """What is wrong with a part's file, in words; None if nothing is."""
+    if not file.is_file():
+        return "is missing"
+    if (size := file.stat().st_size) != record["bytes"]:
+        return f"has {size:,} bytes instead of {record['bytes']:,}"
+    if hashed and _sha256(file) != record["sha256"]:
+        return "is damaged (its SHA-256 is another)"
+    return None
+
+
+def _manifest(source: Source, files: list[Path], records: list[dict], image_size: int) -> dict:
+    skipped = Counter(reason for record in records for _, reason, _ in record["rejects"])
+    kept = ("part", "pairs", "bytes", "sha256")
+    return {
+        "format": FORMAT,
+        "source": source.description,
+        "image_size": image_size,
+        "pairs": sum(record["pairs"] for record in records),
+        "bytes": sum(record["bytes"] for record in records),
+        "hash": hashlib.sha256(" ".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
+        "skipped": dict(sorted(skipped.items())),
+        "parts": [{"file": f.name} | {k: r[k] for k in kept} for f, r in zip(files, records, strict=True)],
+    }
+
+
+def _write_rejects(path: Path, records: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["shard", "key", "reason", "detail"])
+    for record in records:
+        writer.writerows([record["part"], *reject] for reject in record["rejects"])
+    write_text(path, text.getvalue())
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------- disk and processes
+
+
+def _check_disk(source: Source, parts: list[Part], out: Path, image_size: int, workers: int) -> None:
+    """Prepare some samples of the first part in memory, and compare what all will take with what is free."""
+    parts[0].fetch()
+    taken = made = 0.0
+    try:
+        for row in itertools.islice(parts[0].rows(), 64):
+            taken += row.weight
+            try:
+                made += len(normalise_image(row.image, image_size)) + 200 if not row.problem else 0  # 200: the caption
+            except BadSample:
+                continue
+    except DamagedShard:
+        pass
+    index_bytes = made / taken * sum(part.weight for part in parts) if taken else 0.0
+    download = [part.weight for part in parts if isinstance(part, HubShard)]
+    kept = any(isinstance(part, HubShard) and part.keep for part in parts)
+    passing = sum(download) if kept else sum(sorted(download)[-workers:])
+    need, free = index_bytes + passing, shutil.disk_usage(out).free
+    words = f"about {_size(index_bytes)} for the index" + (f" and {_size(passing)} for downloads" if download else "")
+    log.info("%d parts to prepare: %s; %s are free", len(parts), words, _size(free))
+    if need > 0.95 * free:
+        raise DiskSpaceError(
+            errno.ENOSPC,
+            f"The disk of {out} has {_size(free)} free, and preparing takes {words}. Free some, give a folder on another "
+            f"disk, or take fewer parts.",
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _do_part(part: Part, file: Path, image_size: int) -> dict:
+    part.fetch()
+    record = index_part(part, file, image_size)
+    part.release()
+    return record
+
+
+def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
+    """Do the jobs, several at once, and yield (number, record) as they end.
+
+    A part whose download fails does not stop the others, until MAX_FAILURES have failed.
+    """
+    failures: list[hub.HubError] = []
+    try:
+        if workers == 1:
+            for number, job in jobs.items():
+                try:
+                    yield number, _do_part(*job)
+                except hub.HubError as failure:
+                    failures.append(failure)
+                    if len(failures) >= MAX_FAILURES:
+                        break
+        else:
+            # New interpreters instead of forks: this process may run threads (torch, a notebook) that a fork would break.
+            pool = ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
+            )
+            try:
+                futures = {pool.submit(_do_part, *job): number for number, job in jobs.items()}
+                for future in as_completed(futures):
+                    try:
+                        yield futures[future], future.result()
+                    except hub.HubError as failure:
+                        failures.append(failure)
+                        if len(failures) >= MAX_FAILURES:
+                            break
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "A process that prepared data was killed, most often because memory ran out. What is finished is kept: start "
+            f"again, with fewer than {workers} workers if it happens again."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC and not isinstance(error, DiskSpaceError):
+            raise DiskSpaceError(
+                errno.ENOSPC, "The disk filled up. What is finished is kept: free some space and start again."
+            ) from error
+        raise
+    if failures:
+        raise hub.HubError(
+            f"{len(failures)} parts could not be fetched; what is finished is kept, and the same command fetches the rest. "
+            f"The first one: {failures[0]}"
+        ) from failures[0]
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C go silently; the parent tells
+
+    def watch() -> None:  # a parent that is killed outright tells nobody
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ------------------------------------------------------------------------------------------------------- the public face
+
+
+def prepare(
+    name: str,
+    source: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    image_size: int = 224,
+    revision: str | None = None,
+    pattern: str | None = None,
+    parts: int | None = None,
+    workers: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    keep_shards: bool = False,
+    check_disk: bool = True,
+    progress: bool | None = None,
+) -> dict:
+    """Bring captioned images into an indexed data set that `corpora.open_corpus` opens under `name`; returns its manifest.
+
+    source: a folder of webdataset shards as img2dataset writes them, a .csv or .tsv of image paths and captions, or a data
+        set repository on the hub (owner/name, at `revision`) that holds shards; None is what HUB_SOURCES says for `name`.
+    out: the folder; None means data/cache/corpora/<name>.
+    image_size: pixels of the shorter edge.
+    pattern: which files are shards, as a glob; the default is every .tar, on the hub those of the training split.
+    parts: take only the first so many shards (or thousands of rows); asked for more later, it goes on from there.
+    workers: processes; None means one a core.
+    image_column, caption_column: of a table, where they are not called image, filepath, path, file or image_path, and
+        caption, title or text.
+    keep_shards: leave what is downloaded in the hub's cache.
+    check_disk: stop at the start if the disk will not hold it. progress: None shows a bar only on a terminal.
+
+    Killed and started again it goes on where it was. Samples that are broken are skipped, counted in the manifest and listed
+    in rejects.csv. Raises CorpusError, DiskSpaceError or hub.HubError.
+    """
+    if image_size < 8:
+        raise CorpusError(f"Images are stored at 8 pixels or more; {image_size} were asked for.")
+    if source is None and name not in HUB_SOURCES:
+        raise CorpusError(
+            f"Nothing is known of where {name!r} is: give its source (a folder of shards, a table, or owner/name on the "
+            f"hub). Known without one: {', '.join(HUB_SOURCES)}."
+        )
+    out = cache_root() / "corpora" / name if out is None else Path(out)
+    found = open_source(
+        source or name,
+        out=out,
+        revision=revision,
+        pattern=pattern,
+        parts=parts,
+        image_column=image_column,
+        caption_column=caption_column,
+        keep=keep_shards,
+    )
+    return index(
+        found,
+        out,
+        image_size=image_size,
+        workers=workers,
+        progress=progress,
+        check_disk=check_disk,
+        title=f"preparing {name}",
+    )
+
+
+def read_manifest(folder: Path, name: str) -> dict:
+    """The manifest of a finished index whose files are all there and whole; CorpusError says what to do otherwise."""
+    again = f"Run `diffclip prepare {name}` again, as before: it does only what is missing."
+    manifest = _read_json(folder / "manifest.json")
+    if manifest is None:
+        if any(folder.glob("part-*.json")):
+            raise CorpusError(f"The corpus in {folder} is not finished. {again}")
+        raise CorpusError(
+            f"There is no prepared corpus {name} in {folder}. Make it with `diffclip prepare {name}` (from the hub) or "
+            f"`diffclip prepare {name} --source FOLDER_OR_TABLE`, or say where it is."
+        )
+    if manifest.get("format") != FORMAT:
+        raise CorpusError(
+            f"The corpus in {folder} was written by another version of this kit. Remove it and prepare again."
+        )
+    hashed = manifest["bytes"] <= HASH_ON_OPEN
+    damages = [(p["file"], d) for p in manifest["parts"] if (d := _damage(folder / p["file"], p, hashed))]
+    if damages:
+        listed = "; ".join(f"{file} {damage}" for file, damage in damages[:5])
+        raise CorpusError(f"The corpus in {folder} has {len(damages)} bad files ({listed}). {again}")
+    return manifest
+
+
+def load_index(folder: Path, manifest: dict) -> datasets.Dataset:
+    """The rows of an index, in the order of their source, mapped from disk; columns as in FEATURES."""
+    files = [folder / part["file"] for part in manifest["parts"] if part["pairs"]]
+    if not files:
+        reasons = (
+            ", ".join(f"{reason}: {count:,}" for reason, count in manifest["skipped"].items()) or "no samples at all"
+        )
+        raise CorpusError(f"The corpus in {folder} has no usable pairs ({reasons}); see rejects.csv there.")
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
