@@ -46,7 +46,7 @@ def unmet(requirements: list[str]) -> list[str]:
 
 def main() -> int:
     """Exit status 0 if this environment satisfies pyproject.toml and its torch imports; else 1 and a line on what it lacks."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  this may be any interpreter that is active
         print(f"its Python {sys.version_info.major}.{sys.version_info.minor} is older than 3.11")
         return 1
     try:
@@ -60,7 +60,7 @@ def main() -> int:
         return 1
     try:  # the pair that breaks most often: torch and torchvision of different releases or builds
         import torchvision  # noqa: F401
-    except Exception as error:
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
         print(f"torch and torchvision do not import together there: {error}")
         return 1
     return 0
