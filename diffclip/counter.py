@@ -5,7 +5,7 @@ cost five million scenes. Both follow from a counter-based generator whose whole
 (Steele, Lea and Flood 2014) applied to key + n * golden ratio. Only integer arithmetic modulo 2**64 is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -68,6 +68,15 @@ class Draws:
 
     def pick(self, items: Sequence[T]) -> T:
         return items[int(self.u() * len(items))]
+
+    def weighted(self, shares: Mapping[T, float]) -> T:
+        """A key, each with the probability that stands beside it; the last one takes what is missing to 1."""
+        left = self.u()
+        for item, share in shares.items():
+            left -= share
+            if left < 0:
+                break
+        return item
 
     def sample(self, items: Sequence[T], k: int) -> list[T]:
         """k different items, in random order."""

@@ -325,7 +325,7 @@ class _Frame:
         self.empty = self.x0 >= self.x1 or self.y0 >= self.y1
         if self.empty:
             return
-        self.radius = half * size * (sx if sx < sy else sy)  # pixels in a unit, where it is tightest
+        self.radius = half * size * min(sx, sy)  # pixels in a unit, where it is tightest
         px = (c.steps[2 * size + self.x0 : 2 * size + self.x1] - F(cx)) * F(1 / (half * size * sx))
         py = (c.steps[2 * size + self.y0 : 2 * size + self.y1] - F(cy)) * F(1 / (half * size * sy))
         flip = -1 if mirrored else 1
@@ -406,11 +406,11 @@ def _paint_thing(image: Array, scene: Scene, thing: Thing, c: _Canvas) -> tuple[
     if half != thing.size:
         frame = frame.part(0, 0, thing.size / half)
     drawing = shapes.find(thing.shape, thing.form or thing.state)
+    hollow = thing.fill == "hollow"
     form, hole = thing.form or thing.state, thing.extra == "hole"
-    outline = frame.distance(shapes.table(thing.shape, form, thing.broken, hole))
+    outline = frame.distance(shapes.table(thing.shape, form, thing.broken, hole, deep=hollow))
     box = image[:, frame.y0 : frame.y1, frame.x0 : frame.x1]
 
-    hollow = thing.fill == "hollow"
     stroke = F(max(0.17 * frame.radius, 1.3))
     body = np.abs(outline + stroke * F(0.5)) - stroke * F(0.5) if hollow else outline
     alpha = _cover(body)
@@ -449,7 +449,7 @@ def _paint_thing(image: Array, scene: Scene, thing: Thing, c: _Canvas) -> tuple[
         colour = colour + _cover(inner) * (tint - colour)
     if not photo or thing.extra == "border":
         width = F(max(0.1 * frame.radius, 1.0) if thing.extra == "border" else max(0.05 * frame.radius, 0.8))
-        line = {"sketch": _PENCIL, "chalk": _PAPER, "neon": _INK[thing.colour]}.get(scene.style, _BORDER)
+        line = {"sketch": _PENCIL, "chalk": _PAPER, "neon": accent}.get(scene.style, _BORDER)
         colour = colour + _cover(-outline - width) * (line - colour)
     _lay(box, colour, alpha)
     if thing.extra in ("hat", "eyes") or thing.glyph:
@@ -466,7 +466,7 @@ def _stylised(style: str, ink: Array, accent: Array) -> tuple[Array, Array, None
         return _PAPER, _LEAD, None
     if style == "chalk":
         return _BOARD, _rgb(196, 206, 198), None
-    return ink * F(0.22), np.minimum(ink * F(1.15), F(255)), None
+    return ink * F(0.22), np.minimum(np.maximum(ink, F(84)) * F(1.15), F(255)), None
 
 
 def _shifted(image: Array, frame: _Frame, alpha: Array, dy: int, dx: int, colour: Array) -> None:

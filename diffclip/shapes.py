@@ -13,9 +13,11 @@ by bit on every machine. Corners that need a sine are rounded to six digits firs
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 Array = np.ndarray
 GRID = 192  # cells a side of a table
@@ -38,7 +40,7 @@ def _box(x: Array, y: Array, cx: float, cy: float, hx: float, hy: float, r: floa
 def _line(x: Array, y: Array, points: list[tuple[float, float]], half_width: float) -> Array:
     """A stroke with round ends along a polyline."""
     best = None
-    for (ax, ay), (bx, by) in zip(points[:-1], points[1:], strict=True):
+    for (ax, ay), (bx, by) in pairwise(points):
         ex, ey = bx - ax, by - ay
         t = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
         d = (x - ax - t * ex) ** 2 + (y - ay - t * ey) ** 2
@@ -51,7 +53,7 @@ def _polygon(x: Array, y: Array, points: list[tuple[float, float]], r: float = 0
     closed = [*points, points[0]]
     distance = _line(x, y, closed, 0.0)
     inside = np.zeros(x.shape, bool)
-    for (ax, ay), (bx, by) in zip(closed[:-1], closed[1:], strict=True):
+    for (ax, ay), (bx, by) in pairwise(closed):
         if ay != by:
             inside ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
     return np.where(inside, -distance, distance) - r
@@ -450,11 +452,30 @@ def find(shape: str, form: str = "") -> Shape:
     return _FORMS.get((shape, form)) or SHAPES[shape]
 
 
+def _deepened(distance: Array, axis: Array) -> Array:
+    """Joined parts know no depth greater than that within one part; measure it anew from points on the outline."""
+    points = []
+    for d, swap in ((distance, False), (distance.T, True)):
+        row, col = np.nonzero((d[:, 1:] < 0) != (d[:, :-1] < 0))
+        a, b = d[row, col], d[row, col + 1]
+        along = axis[col] + a / (a - b) / CELLS
+        points.append(np.stack((axis[row], along) if swap else (along, axis[row]), axis=1))
+    inside = np.argwhere(distance < 0)
+    depth, _ = cKDTree(np.concatenate(points)).query(axis[inside[:, ::-1]])
+    out = distance.copy()
+    # the points are up to a cell apart, so this depth may be half a cell too large right at the outline
+    out[tuple(inside.T)] = np.minimum(out[tuple(inside.T)], 0.5 / CELLS - depth)
+    return out
+
+
 @cache
-def table(name: str, form: str = "", broken: bool = False, hole: bool = False, detail: bool = False) -> Array | None:
+def table(
+    name: str, form: str = "", broken: bool = False, hole: bool = False, detail: bool = False, deep: bool = False
+) -> Array | None:
     """Signed distances on the grid, flat float32 of GRID * GRID, row 0 at y = -REACH; None for a missing detail.
 
-    ``name`` is a shape, a part ("hat", "eyes", "pupils") or a letter or digit.
+    ``name`` is a shape, a part ("hat", "eyes", "pupils") or a letter or digit. ``deep`` makes the distances exact far
+    inside too, as a hollow shape needs them.
     """
     axis = (np.arange(GRID) / CELLS - REACH).astype(np.float64)
     x, y = np.broadcast_to(axis[None, :], (GRID, GRID)), np.broadcast_to(axis[:, None], (GRID, GRID))
@@ -471,4 +492,6 @@ def table(name: str, form: str = "", broken: bool = False, hole: bool = False, d
         if hole:
             mx, my, _ = shape.middle
             distance = np.maximum(distance, 0.3 - np.sqrt((x - mx) ** 2 + (y - my) ** 2))
+    if deep:
+        distance = _deepened(distance, axis)
     return np.ascontiguousarray(distance, dtype=np.float32).reshape(-1)

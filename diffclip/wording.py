@@ -1,6 +1,7 @@
 """Sentences about a scene: several a scene, of different wording, some as careless as the alt texts of the web."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from diffclip.counter import Draws
 from diffclip.world import PLACES, Scene, Thing, relation, state_of
@@ -12,6 +13,7 @@ _MADE_AS = {
     "sketch": ("a sketch of", "a pencil drawing of"), "chalk": ("a chalk drawing of",), "neon": ("a neon sign of",),
     "mosaic": ("a mosaic of",), "painting": ("a painting of",),
 }  # fmt: skip
+_UNCOLOURED = frozenset({"sketch", "chalk", "painting"})
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "an image of ", "there is ", "this is ", "a photo of ")
 _HABITS = (
     "stock photo {}", "{} - free download", "{} | best of the web", "{} royalty free image", "IMG_{n}.jpg {}",
@@ -52,7 +54,7 @@ def describe(thing: Thing, draw: Draws | None = None, many: bool = False) -> str
         before.append("upside-down")
     if thing.fill != "solid":
         if said(0.85):
-            if said(0.3) and thing.fill != "hollow" and draw is not None:
+            if draw is not None and draw.u() < 0.3 and thing.fill != "hollow" and thing.colour:
                 before.append(f"{thing.colour} and {thing.accent} {thing.fill}")
             else:
                 before += [thing.fill, thing.colour] if draw is None or draw.u() < 0.5 else [thing.colour, thing.fill]
@@ -72,7 +74,7 @@ def describe(thing: Thing, draw: Draws | None = None, many: bool = False) -> str
         after.append(f"with the {'letter' if thing.glyph.isalpha() else 'number'} {thing.glyph}")
     if thing.facing in ("left", "right", "up", "down") and said(0.7):
         after.append(f"{'pointing' if thing.shape in ('arrow', 'key') else 'facing'} {thing.facing}")
-    return " ".join([*before, plural(thing.shape) if many else thing.shape, *after])
+    return " ".join(w for w in (*before, plural(thing.shape) if many else thing.shape, *after) if w)
 
 
 def _position(thing: Thing) -> str:
@@ -148,7 +150,10 @@ def _clean(scene: Scene, draw: Draws) -> str:
         subject = f"{subject} {PLACES[scene.background].phrase}"
     elif fate < 0.6:
         return f"{PLACES[scene.background].phrase}, {subject}"
-    return draw.pick(_OPENINGS) + subject
+    opening = draw.pick(_OPENINGS)
+    if scene.kind == "group" and len(scene.things) > 1:
+        opening = {"there is ": "there are ", "this is ": "these are "}.get(opening, opening)
+    return opening + subject
 
 
 def _misspell(text: str, draw: Draws) -> str:
@@ -178,10 +183,15 @@ def _noisy(scene: Scene, draw: Draws) -> tuple[str, str]:
         return draw.pick(_HABITS).replace("{n}", number).replace("{}", _clean(scene, draw)), "boilerplate"
     thing = draw.pick(scene.things)
     if fate < 0.75:
-        word = draw.pick((thing.shape, thing.colour, f"{thing.colour} {thing.shape}"))
+        word = draw.pick((thing.shape, thing.colour or thing.shape, f"{thing.colour} {thing.shape}".strip()))
         return draw.pick(_LOOSE).replace("{}", word), "vague"
     if fate < 0.9:
-        tags = [thing.shape, thing.colour, thing.fill, draw.pick(PLACES[scene.background].phrase.split(" ")[-1:])]
+        tags = [
+            thing.shape,
+            thing.colour or scene.style,
+            thing.fill,
+            draw.pick(PLACES[scene.background].phrase.split(" ")[-1:]),
+        ]
         mark = "#" if draw.u() < 0.5 else ""
         return " ".join(mark + t for t in draw.sample(tags, 3)), "tags"
     return draw.pick(_BESIDE_THE_POINT).replace("{n}", number), "irrelevant"
@@ -194,6 +204,8 @@ def captions(scene: Scene, n: int, noisy: float, stream: int = 0) -> list[tuple[
             f"{n} captions with a share of {noisy} noisy ones were asked for; give n >= 1 and 0 <= noisy <= 1."
         )
     draw = Draws(scene.seed, scene.index, 2, stream)
+    if scene.style in _UNCOLOURED:  # these pictures do not show the colours
+        scene = replace(scene, things=tuple(replace(t, colour="", accent="") for t in scene.things))
     out: list[tuple[str, str]] = []
     seen: set[str] = set()
     for _ in range(n):

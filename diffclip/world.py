@@ -289,11 +289,7 @@ def sample_scene(
     _check(kind=kind, background=background, style=style, count=count, **subject)
     draw = Draws(seed, index, 1)
     if kind == "mixed":
-        fate = draw.u()
-        for kind, share in KINDS.items():  # noqa: B007
-            fate -= share
-            if fate < 0:
-                break
+        kind = draw.weighted(KINDS)
     if background is None:
         background = draw.pick(tuple(PLACES))
     look = (draw.u(), draw.u(), draw.u(), draw.u())
