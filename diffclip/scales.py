@@ -16,12 +16,30 @@ from diffclip.training import Recipe
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a machine must have for a scale: cores, GB of memory and of disk, GPUs with GB each, and whether the hub is read."""
+
+    cores: int
+    memory: float
+    disk: float
+    gpus: int = 0
+    gpu_memory: float = 0
+    hub: bool = False
+
+    def __str__(self) -> str:
+        gpus = "a GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
+        words = [f"{gpus} with {self.gpu_memory:g} GB"] * bool(self.gpus)
+        words += [f"{self.cores} CPU cores", f"{self.memory:g} GB of memory", f"{self.disk:g} GB of disk"]
+        return ", ".join(words + ["the hub"] * self.hub)
+
+
+@dataclass(frozen=True)
 class Scale:
     """One way of running the kit.
 
     size: the model's, a name in model.SIZES. corpora: name -> what plays it. recipe: what is trained with it. seeds: one
     model per variant and corpus is trained for each. episodes: of a few-shot evaluation. bootstrap: resamples behind an
-    interval. needs: what the machine must have, in words. minutes: all notebooks, on a machine as `needs` says.
+    interval. needs: what the machine must have. minutes: all notebooks, on a machine as `needs` says.
     """
 
     name: str
@@ -32,7 +50,7 @@ class Scale:
     seeds: tuple[int, ...]
     episodes: int
     bootstrap: int
-    needs: str
+    needs: Needs
     minutes: float
     trains: bool = True
 
@@ -89,7 +107,7 @@ SCALES: dict[str, Scale] = {
             seeds=(0,),
             episodes=50,
             bootstrap=200,
-            needs="any CPU",
+            needs=Needs(cores=1, memory=2, disk=1),
             minutes=2,
         ),
         Scale(
@@ -101,7 +119,7 @@ SCALES: dict[str, Scale] = {
             seeds=(0,),
             episodes=5000,
             bootstrap=2000,
-            needs="2 CPU cores, 8 GB of memory, 3 GB of disk",
+            needs=Needs(cores=2, memory=8, disk=3),
             minutes=20,
         ),
         Scale(
@@ -115,7 +133,7 @@ SCALES: dict[str, Scale] = {
             seeds=(0,),
             episodes=5000,
             bootstrap=2000,
-            needs="a GPU with 40 GB, 16 CPU cores, 30 GB of disk",
+            needs=Needs(cores=16, memory=64, disk=30, gpus=1, gpu_memory=40),
             minutes=40,
         ),
         Scale(
@@ -127,7 +145,7 @@ SCALES: dict[str, Scale] = {
             seeds=(0,),
             episodes=5000,
             bootstrap=2000,
-            needs="a GPU with 16 GB (or patience), 200 GB of disk, the hub",
+            needs=Needs(cores=4, memory=16, disk=200, gpus=1, gpu_memory=16, hub=True),
             minutes=600,
             trains=False,
         ),
@@ -140,7 +158,7 @@ SCALES: dict[str, Scale] = {
             seeds=(0,),
             episodes=5000,
             bootstrap=2000,
-            needs="8 data-centre GPUs, 16 CPU cores each, 1.5 TB of disk, the hub",
+            needs=Needs(cores=128, memory=512, disk=1500, gpus=8, gpu_memory=40, hub=True),
             minutes=8 * 24 * 60,
         ),
     )
