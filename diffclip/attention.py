@@ -178,10 +178,10 @@ class DifferentialAttention(nn.Module):
         self.map_sink: Callable[[AttentionMaps], None] | None = None  # set by `record`
 
     def effective_lambda(self) -> Tensor:
-        """lambda of this layer, a float32 scalar; the exponentials stay out of autocast's half precision."""
-        first = (self.lambda_q1.float() * self.lambda_k1.float()).sum().exp()
-        second = (self.lambda_q2.float() * self.lambda_k2.float()).sum().exp()
-        return first - second + self.lambda_init
+        """lambda of this layer, a scalar of at least float32: the exponentials stay out of half precision."""
+        vectors = (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2)
+        q1, k1, q2, k2 = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in vectors)
+        return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         _refuse_mask(attn_mask)

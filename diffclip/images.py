@@ -43,9 +43,9 @@ def eval_view(image: Image.Image, size: int) -> Tensor:
     image = image.convert("RGB")
     width, height = image.size
     if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        left, top = (width - size) // 2, (height - size) // 2
+        # To the pixel as torchvision's Resize and CenterCrop: the longer edge rounded down, the crop's corner to even.
+        width, height = (size * edge // min(width, height) for edge in (width, height))
+        left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return to_tensor(image)
 

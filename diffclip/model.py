@@ -190,8 +190,15 @@ def create_model(
     if seed is None:
         return CLIP(variant, config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         return CLIP(variant, config)
+
+
+def empty_model(variant: str, config: ModelConfig) -> CLIP:
+    """A model whose weights are yet to be loaded, whatever lies in memory: quick, and no random number is drawn."""
+    with torch.device("meta"):
+        model = CLIP(variant, config)
+    return model.to_empty(device="cpu")
 
 
 def contrastive_loss(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,7 +262,7 @@ def load_model(path: str | Path) -> CLIP:
     header = read_header(path)
     path = Path(path)
     path = path / WEIGHTS_NAME if path.is_dir() else path
-    model = CLIP(header["variant"], ModelConfig.from_dict(header["config"]))
+    model = empty_model(header["variant"], ModelConfig.from_dict(header["config"]))
     load_exactly(model, safetensors.torch.load_file(path), str(path))
     return model.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _codecs
 import argparse
 import dataclasses
 import json
@@ -9,14 +10,16 @@ import os
 import pathlib
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from diffclip.files import write_tensors
-from diffclip.model import CLIP, SIZES, ModelConfig, create_model, get_size, load_exactly
+from diffclip.model import CLIP, SIZES, ModelConfig, create_model, empty_model, get_size, get_variant, load_exactly
 from diffclip.towers import TextConfig, VisionConfig
 
 RELEASED = {
@@ -80,17 +83,16 @@ def load_released(
     path = locate(source, revision=revision)
     state, notes = read_released(path)
     found = _variant_of(state, str(path))
-    variant = variant or notes.get("variant") or found
+    variant = get_variant(variant or notes.get("variant") or found).name
     if found != ("diffclip" if variant == "diffclip_dynamic" else variant):
         raise ValueError(f"{path} holds the weights of a {found!r}, but {variant!r} was asked for.")
     if size is None and "config" in notes:
         config = ModelConfig.from_dict(notes["config"])
     else:
         config = get_size(size) if size is not None else _config_of(state, str(path))
-    with torch.device("meta"):
-        names = {to_released_key(k): k for k in CLIP(variant, config).state_dict()}
-    model = CLIP(variant, config)
-    load_exactly(model, {names.get(k, k): v for k, v in state.items()}, str(path))
+    model = empty_model(variant, config)
+    ours = {to_released_key(k): k for k in model.state_dict()}
+    load_exactly(model, {ours.get(k, k): v for k, v in state.items()}, str(path))
     return model.eval()
 
 
@@ -138,62 +140,72 @@ def read_released(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         notes = json.loads(metadata.get("released", "{}"))
     else:
         content = _read_pickle(path)
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint (a dict with 'state_dict').")
-        state = content.get("state_dict", content)
+        state = content.get("state_dict", content) if isinstance(content, dict) else content
         notes = {}
-    strangers = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
+    if not isinstance(state, dict):
+        raise ValueError(  # noqa: TRY004  (what is wrong is the file, not the argument)
+            f"{path} holds a {type(state).__name__}; expected a dict with a 'state_dict' of tensors."
+        )
+    strangers = [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if strangers:
         raise ValueError(
-            f"{path} is not a checkpoint as released: expected a dict with a 'state_dict' of tensors, but these entries are "
-            f"none: {', '.join(strangers[:5])}."
+            f"{path} is not a checkpoint as released: expected a dict with a 'state_dict' of named tensors, but these "
+            f"entries are none: {', '.join(strangers[:5])}."
         )
     return {k.removeprefix("module."): v for k, v in state.items()}, notes
 
 
-def _allowed_globals() -> list:
-    """Exactly what the released files hold besides tensors (FACTS, 'Released checkpoints')."""
-    import _codecs
+def _allowed_types() -> list:
+    """What the released files hold besides tensors (FACTS, "Released checkpoints"), under every name it goes by.
 
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]  # numpy's own scalar constructor, wherever this NumPy keeps it
+    Python 3.13 keeps its paths in another module, and so does NumPy 2 its scalars. Paths come back without access to a
+    file system: so they open on Windows as well, and nothing here uses them.
+    """
+    scalar = np.float64(0).__reduce__()[0]
     return [
         argparse.Namespace,
-        # A PosixPath pickles its class and its parts; on Windows it would not unpickle, and the weights do not need it.
-        pathlib.PosixPath,
-        (pathlib.PosixPath, "pathlib._local.PosixPath"),
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype("float64")),
-        type(np.dtype("float32")),
-        type(np.dtype("int64")),
         _codecs.encode,
+        *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+        *((scalar, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+        np.dtype,
+        *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},  # the types of NumPy's plain numbers
     ]
 
 
 def _read_pickle(path: Path) -> object:
-    try:
-        with torch.serialization.safe_globals(_allowed_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?\s+was not an allowed", str(error)) or re.search(
-            r"Unsupported (?:global|class|operand)[:\s]+(?:GLOBAL )?`?([\w.]+)", str(error)
-        )
-        if refused:
+    """Open a pickle without running anything that it names; ValueError says what was in the way."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    with torch.serialization.safe_globals(_allowed_types()):
+        try:
+            # Mapped, what is not asked for is never read: a released file is two thirds optimiser state.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            foreign = _foreign_types(path, str(error))
+            reason = f"it names {foreign}" if foreign else "it is not pickled as PyTorch does"
             raise ValueError(
-                f"{path} was not opened: besides weights it holds an object of type {refused.group(1)}, and unpickling "
-                f"that could run code. Released checkpoints hold tensors, a Namespace, a PosixPath and NumPy scalars only. If "
-                f"you trust the file, have its owner save the weights as safetensors."
+                f"{path} was not opened: {reason}, and unpickling that could run code. Released checkpoints hold tensors, a "
+                f"Namespace, paths and NumPy numbers only. If you trust the file, have its owner save the weights as "
+                f"safetensors."
             ) from None
-        raise ValueError(f"{path} could not be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no checkpoint at {path}.") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or not a PyTorch checkpoint ({str(error).splitlines()[0]}). Fetch it again."
-        ) from None
+        except Exception as error:  # noqa: BLE001  (torch raises whatever it stumbles over in a file that is none of its own)
+            raise ValueError(
+                f"{path} is damaged or not a PyTorch checkpoint ({type(error).__name__}: {_first_sentence(error)}). "
+                f"Fetch it again."
+            ) from None
+
+
+def _foreign_types(path: Path, refusal: str) -> str:
+    """The types in a refused pickle that are not allowed; from torch's message where it cannot list them."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, pickle.UnpicklingError):  # a file in torch's old format, or of a newer pickle protocol
+        names = re.findall(r"GLOBAL ([\w.]+)", refusal)
+    return ", ".join(sorted(names))
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0] or "it ends too early"
 
 
 def _variant_of(state: dict[str, Tensor], source: str) -> str:
@@ -211,41 +223,51 @@ def _variant_of(state: dict[str, Tensor], source: str) -> str:
     return {(True, True): "diffclip", (True, False): "diffclip_vision", (False, False): "clip"}[vision, text]
 
 
+_RANKS = {  # what the size is read off: key -> number of dimensions
+    "visual.patch_embed.proj.weight": 4,  # [width, 3, patch, patch]
+    "visual.pos_embed": 3,  # [1, tokens, width]
+    "positional_embedding": 2,  # [context length, width]
+    "token_embedding.weight": 2,  # [vocabulary, width]
+    "image_projection": 2,  # [width, embed_dim]
+}
+
+
 def _config_of(state: dict[str, Tensor], source: str) -> ModelConfig:
     """Read the size off the shapes; heads come from the lambda vectors, else they are taken to be 64 wide."""
-    try:
-        patches = state["visual.patch_embed.proj.weight"]  # [width, 3, p, p]
-        tokens = state["visual.pos_embed"].shape[1]
-        length, text_width = state["positional_embedding"].shape
-        vocabulary = state["token_embedding.weight"].shape[0]
-        embed_dim = state["image_projection"].shape[1]
-    except KeyError as error:
-        raise ValueError(f"The weights in {source} do not fit the model. 1 missing: {error.args[0]}.") from None
-    width, patch = patches.shape[0], patches.shape[-1]
-    grid = round((tokens - 1) ** 0.5)
+    problems = [f"{key} is missing" for key in _RANKS if key not in state]
+    problems += [
+        f"{k} has shape {list(state[k].shape)}" for k, n in _RANKS.items() if k in state and state[k].ndim != n
+    ]
+    if problems:
+        raise ValueError(f"The weights in {source} do not fit the model: {', '.join(problems)}.")
+    patches, positions, text_positions, vocabulary, projection = (state[key].shape for key in _RANKS)
 
     def depth(prefix: str) -> int:
         return 1 + max((int(m.group(1)) for k in state if (m := re.match(prefix + r"\.(\d+)\.", k))), default=-1)
 
-    def heads(key: str, of_width: int, tower: str) -> int:
-        if key in state:
-            return of_width // state[key].shape[0]
-        if of_width % 64:
-            raise ValueError(
-                f"{source}: the number of attention heads of the {tower} tower cannot be read off its weights. Pass "
-                f"size=ModelConfig(...)."
-            )
-        return of_width // 64
+    def heads(prefix: str, width: int) -> int:
+        key = f"{prefix}.0.attn.lambda_q1"  # one vector entry per channel of a head
+        head_width = state[key].numel() if key in state else 64
+        if not head_width or width % head_width:
+            raise ValueError(f"a width of {width} gives no number of heads; pass size=ModelConfig(...)")
+        return width // head_width
 
-    vision = VisionConfig(
-        grid * patch, patch, width, depth(r"visual\.blocks"), heads("visual.blocks.0.attn.lambda_q1", width, "vision")
-    )
-    text = TextConfig(
-        text_width,
-        depth(r"transformer\.resblocks"),
-        heads("transformer.resblocks.0.attn.lambda_q1", text_width, "text"),
-        length,
-        vocabulary,
-    )
-    config = ModelConfig("released", embed_dim, vision, text)
+    try:
+        vision = VisionConfig(
+            image_size=round((positions[1] - 1) ** 0.5) * patches[3],
+            patch_size=patches[3],
+            width=patches[0],
+            depth=depth(r"visual\.blocks"),
+            heads=heads("visual.blocks", patches[0]),
+        )
+        text = TextConfig(
+            width=text_positions[1],
+            depth=depth(r"transformer\.resblocks"),
+            heads=heads("transformer.resblocks", text_positions[1]),
+            context_length=text_positions[0],
+            vocab_size=vocabulary[0],
+        )
+    except ValueError as error:
+        raise ValueError(f"The size of the model in {source} cannot be read off its weights: {error}") from None
+    config = ModelConfig("released", projection[1], vision, text)
     return next((known for known in SIZES.values() if dataclasses.replace(config, name=known.name) == known), config)

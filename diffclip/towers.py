@@ -115,6 +115,11 @@ class VisionTower(nn.Module):
                 f"This model takes images of shape [batch, 3, {size}, {size}]; got {list(images.shape)}. Resize them with "
                 f"diffclip.images.eval_view(image, {size}), or create the model for another image size."
             )
+        if not images.is_floating_point():
+            raise ValueError(
+                f"This model takes normalised pixels, floating point numbers; got {images.dtype}. Use "
+                f"diffclip.images.normalise(pixels) for bytes, or diffclip.images.eval_view(image, {size}) for a picture."
+            )
         return self.trunk(images) @ self.projection
 
 
@@ -175,6 +180,14 @@ class TextTower(nn.Module):
             )
         if tokens.is_floating_point():
             raise ValueError(f"Tokens are whole numbers (int64 ids below {vocabulary}); got {tokens.dtype}.")
+        # Not on a GPU, where looking would wait for it, nor in a compiled graph, which it would break.
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            low, high = (int(x) for x in tokens.aminmax())
+            if low < 0 or high >= vocabulary:
+                raise ValueError(
+                    f"Token ids lie between 0 and {vocabulary - 1} for this model; got {low if low < 0 else high}. Tokens "
+                    f"must come from the tokenizer that the model was trained with."
+                )
         x = self.token_embedding(tokens) + self.positional_embedding  # [B, L, width]
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
