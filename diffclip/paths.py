@@ -21,3 +21,9 @@ def data_root() -> Path:
 def cache_root() -> Path:
     """What can be made again: generated corpora and benchmarks, prepared data sets, features."""
     return data_root() / "cache"
+
+
+def figures_root(scale: str) -> Path:
+    """Where a scale's tables, figures and report are written: figures/<scale> of the checkout, or of the current folder."""
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path()) / "figures" / scale
