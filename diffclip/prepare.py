@@ -39,7 +39,7 @@ from typing import Protocol
 import datasets
 import filelock
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from diffclip import hub
@@ -127,31 +127,31 @@ def normalise_image(content: bytes, size: int) -> bytes:
         raise BadSample("broken image", f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def read_captions(files: dict[str, bytes]) -> list[str]:
+def read_captions(files: dict[str, bytes]) -> tuple[str, ...]:
+    """The wordings of a sample as it stands in a shard; see `choose_captions`."""
+    try:
+        record = json.loads(files["json"]) if "json" in files else None
+        text = files["txt"].decode("utf-8") if "txt" in files else None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise BadSample("unreadable caption", str(error)[:200]) from error
+    return choose_captions(record, text)
+
+
+def choose_captions(record: object, text: str | None) -> tuple[str, ...]:
     """The wordings of a sample: `captions` of its json where there is such a list, else its txt, else json's `caption`.
 
     A caption is stripped of surrounding white space and otherwise left as it is (the paper: tokenisation only).
     """
-    record = {}
-    try:
-        if "json" in files:
-            record = json.loads(files["json"])
-            record = record if isinstance(record, dict) else {}
-        if isinstance(record.get("captions"), list):
-            wordings = record["captions"]
-        elif "txt" in files:
-            wordings = [files["txt"].decode("utf-8")]
-        elif "caption" in record:
-            wordings = [record["caption"]]
-        else:
-            raise BadSample("no caption", f"members: {', '.join(sorted(files))}")
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadSample("unreadable caption", str(error)[:200]) from error
-    return clean_captions(wordings)
+    record = record if isinstance(record, dict) else {}
+    if isinstance(record.get("captions"), list):
+        return clean_captions(record["captions"])
+    if text is None and record.get("caption") is None:
+        raise BadSample("no caption")
+    return clean_captions([record["caption"] if text is None else text])
 
 
-def clean_captions(wordings: Iterable) -> list[str]:
-    kept = [text for wording in wordings if isinstance(wording, str) and (text := wording.strip())]
+def clean_captions(wordings: Iterable) -> tuple[str, ...]:
+    kept = tuple(text for wording in wordings if isinstance(wording, str) and (text := wording.strip()))
     if not kept:
         raise BadSample("empty caption")
     return kept
@@ -278,7 +278,7 @@ class TableRows:
             record = dict(zip(self.columns, line, strict=False))
             key, name = str(number), record.get(self.image_column, "")
             try:
-                captions = tuple(clean_captions([record.get(self.caption_column)]))
+                captions = clean_captions([record.get(self.caption_column)])
                 image = (self.table.parent / name).read_bytes()
             except BadSample as bad:
                 yield Row(key, 1, problem=(bad.reason, bad.detail))
@@ -294,7 +294,7 @@ def shard_row(sample: Sample) -> Row:
         members = ", ".join(sorted(sample.files))
         return Row(sample.key, sample.nbytes, problem=("no image", f"members: {members}"))
     try:
-        return Row(sample.key, sample.nbytes, image, tuple(read_captions(sample.files)))
+        return Row(sample.key, sample.nbytes, image, read_captions(sample.files))
     except BadSample as bad:
         return Row(sample.key, sample.nbytes, problem=(bad.reason, bad.detail))
 
@@ -516,10 +516,11 @@ def index(
         for leftover in out.glob(".part-*"):  # of a killed process
             leftover.unlink()
         before = _read_json(out / "manifest.json") or {}
-        if before and before.get("source") != source.description:
+        asked = (source.description, image_size)
+        if before and (held := (before.get("source"), before.get("image_size"))) != asked:
             raise CorpusError(
-                f"The folder {out} holds a corpus from another source ({before.get('source')}); this one is "
-                f"{source.description}. Give another folder, or remove that one first."
+                f"The folder {out} holds another corpus (from {held[0]}, at {held[1]} pixels) than the one asked for (from "
+                f"{asked[0]}, at {asked[1]} pixels). Give another folder, or remove that one first."
             )
         files = [out / f"part-{number:05d}.arrow" for number in range(len(source.parts))]
         records = _finished(source.parts, files, image_size)

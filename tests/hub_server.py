@@ -15,6 +15,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class HubServer:
         self.large, self.gated = large, gated
         self.cuts: dict[str, Cut] = {}  # by file name
         self.requests: list[Request] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -97,6 +98,12 @@ class HubServer:
 
 def _git_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may go away at any time
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
