@@ -196,7 +196,9 @@ class _WorldShard:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=prepare.JPEG_QUALITY)
         key = f"{number:09d}"
-        record = {"key": key, "caption": wordings[0], "captions": wordings, "scene": scene.attributes()}
+        # The attributes as a text of their own: readers that want one type per field (datasets) can take the rest.
+        scene_text = json.dumps(scene.attributes())
+        record = {"key": key, "caption": wordings[0], "captions": wordings, "scene": scene_text}
         record |= {"status": "success", "width": spec.image_size, "height": spec.image_size}
         return key, {
             "jpg": stream.getvalue(),

@@ -11,9 +11,11 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from PIL import Image
 
 from diffclip.prepare import (
@@ -32,7 +34,7 @@ log = logging.getLogger("diffclip")
 WARNING = (
     "Streaming is for a first look. It promises neither a global shuffle (only samples that stand close together change "
     "places) nor the same batches after a stop (the shuffle buffer is filled anew), it cannot say how many pairs there are, "
-    "and a damaged shard ends it. Train on a prepared corpus (diffclip prepare)."
+    "and a damaged shard ends early, unnoticed or with an error. Train on a prepared corpus (diffclip prepare)."
 )
 
 
@@ -57,9 +59,10 @@ class Stream:
         self.skipped: Counter[str] = Counter()
         found = open_source(HUB_SOURCES.get(str(source), source), out=Path(), revision=revision, pattern=pattern)
         self.shards = [_address(part) for part in found.parts]
-        self._rows = datasets.load_dataset(
-            "webdataset", data_files={"train": self.shards}, split="train", streaming=True
-        )
+        with _explained():
+            self._rows = datasets.load_dataset(
+                "webdataset", data_files={"train": self.shards}, split="train", streaming=True
+            )
         for column, feature in self._rows.features.items():
             if isinstance(feature, datasets.Image):  # decoded here, where a broken one can be left out
                 self._rows = self._rows.cast_column(column, datasets.Image(decode=False))
@@ -70,19 +73,30 @@ class Stream:
     def __iter__(self) -> Iterator[dict]:
         rows = iter(self._rows)
         while True:
-            try:
+            with _explained():
                 row = next(rows, None)
-            except (tarfile.TarError, EOFError) as error:
-                raise CorpusError(
-                    f"A shard breaks off ({error}), and with it the stream. `diffclip prepare` keeps what is good in it "
-                    f"and goes on with the next."
-                ) from error
             if row is None:
                 return
             try:
                 yield _sample(row)
             except BadSample as bad:
                 self.skipped[bad.reason] += 1
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError) as error:
+        raise CorpusError(
+            f"A shard breaks off ({error}), and with it the stream. `diffclip prepare` keeps what is good in it and goes on "
+            f"with the next."
+        ) from error
+    except pa.ArrowException as error:
+        raise CorpusError(
+            f"The json records of these shards do not all have the same fields and types ({error}), which streaming cannot "
+            f"take. `diffclip prepare` can: it reads nothing there but the captions."
+        ) from error
 
 
 def _address(part) -> str:
