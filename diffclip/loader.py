@@ -103,6 +103,8 @@ def load(views: TrainingViews, order: BatchOrder, *, workers: int = 0, pin_memor
 
     Not handed to accelerator.prepare: `order` already gives each process its own share, and must not be shared out again.
     """
+    if workers:
+        tokenize("a")  # loads the tokenizer, some seconds, so that workers that are forked have it
     return DataLoader(
         views,
         sampler=order,

@@ -88,12 +88,14 @@ class RunFolder:
         )
 
     def sweep(self) -> None:
-        """Remove the half-written files of a run that was killed while it wrote (call under the lock)."""
+        """Remove what a run that was killed left half written, or too late to be of use (call under the lock)."""
         for folder, pattern in ((self.path, ".model.*"), (self.path, ".config.*"), (self.path, ".metrics.*")):
             for leftover in folder.glob(pattern):
                 leftover.unlink()
         for leftover in self.state_path.parent.glob(".latest.*"):
             leftover.unlink()
+        if self.finished:
+            self.remove_state()
 
     def read_config(self) -> dict | None:
         """The contents of config.json; None if there is none."""
@@ -126,8 +128,9 @@ class RunFolder:
         try:
             return torch.load(self.state_path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise TrainingError(
-                f"The state in {self.state_path} is damaged and cannot be resumed ({str(error).splitlines()[0]}). "
+                f"The state in {self.state_path} is damaged and cannot be resumed ({reason}). "
                 f"Restore it from a copy, or delete {self.path} to train this run from its beginning."
             ) from None
 

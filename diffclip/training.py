@@ -30,7 +30,13 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
@@ -231,7 +237,7 @@ class Run:
         path = RunFolder(self.path).metrics_path
         if not path.is_file():
             raise TrainingError(f"{self.path} has no metrics yet; train the run first.")
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(path)
 
     def model(self) -> CLIP:
         """The trained model, in evaluation mode, on the CPU."""
@@ -279,7 +285,7 @@ def ensure_run(
 
     found = load_run(run_dir) if RunFolder(run_dir).finished and RunFolder(run_dir).config_path.is_file() else None
     try:
-        with PartialState().main_process_first():  # a generated corpus is written by one process, read by all
+        with _processes().main_process_first():  # a generated corpus is written by one process, read by all
             corpus = open_corpus(spec)
     except CorpusError:
         # To use a finished run, the corpus it was trained on need not be at hand.
@@ -365,8 +371,7 @@ class _Trainer:
         self._everywhere(lambda: self._enter(stack))
         if self.folder.finished:
             return Run(self.folder.path, self.config)
-        devices = [self.device] if self.device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(devices))  # the caller's random numbers stay the caller's
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # the caller's random numbers stay the caller's
         self._build()
         self._resume()
         self._everywhere(self._record_session)
@@ -468,7 +473,7 @@ class _Trainer:
         return state
 
     def _resume(self) -> None:
-        torch.manual_seed(self.config.seed)
+        torch.default_generator.manual_seed(self.config.seed)  # nothing draws from it today; saved all the same
         if self.state is None:
             return
         state, self.state = self.state, None
@@ -655,6 +660,12 @@ class _Trainer:
         return f"The state of step {self.saved} is on disk; started again, the run goes on from there."
 
 
+def _processes() -> PartialState:
+    """The processes and the device. Said to be CPUs where there is nothing else: left to itself, Accelerate overlooks that
+    several processes were launched, and each would think itself the only one."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
 def _make_accelerator(recipe: Recipe, run_dir: Path, trackers: tuple[str, ...]) -> Accelerator:
     for name in trackers:
         if name not in TRACKERS:
@@ -662,7 +673,7 @@ def _make_accelerator(recipe: Recipe, run_dir: Path, trackers: tuple[str, ...]) 
         if find_spec(name) is None:
             raise ValueError(f"The tracker {name!r} needs the package of that name: pip install {name}.")
     return Accelerator(
-        mixed_precision=resolve_precision(recipe.precision, PartialState().device),
+        mixed_precision=resolve_precision(recipe.precision, _processes().device),
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "tensorboard")),
         # The towers have no buffers that change, so none need be sent around before every forward pass.
