@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -30,7 +29,8 @@ _TINTS = {"clip": "#DCE9F5", "diffclip": "#FBE3EE", "plain": "#F1F3F5"}
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Axes without decoration whose units are inches."""
-    fig = plt.figure(figsize=(width, height))
+    fig = style.figure(width, height)
+    fig.set_layout_engine("none")  # everything is placed by hand
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.set_axis_off()
@@ -191,7 +191,8 @@ def line() -> Figure:
 @style.use()
 def verdicts() -> Figure:
     """Three made-up differences with their intervals, and the word that each would be given."""
-    fig, ax = plt.subplots(figsize=(6.4, 1.75))
+    fig = style.figure(6.4, 1.75)
+    ax = fig.subplots()
     for row, (word, difference, half) in enumerate(
         (("decline", -2.6, 1.3), ("within noise", 0.8, 1.6), ("improvement", 2.4, 1.1))
     ):
@@ -202,7 +203,6 @@ def verdicts() -> Figure:
     ax.set(xlim=(-4.5, 4.2), ylim=(-0.6, 2.6), yticks=[], xlabel="DiffCLIP − CLIP, percentage points (invented values)")
     ax.spines["left"].set_visible(False)
     ax.set_title("A verdict depends on whether the 95 % interval holds zero")
-    fig.tight_layout()
     return fig
 
 
@@ -213,7 +213,8 @@ def budget(parts: Mapping[str, int], extras: Mapping[str, int]) -> Figure:
     parts: part -> parameters, from anatomy.parts. extras: what the last of them consists of -> parameters.
     """
     total, added = sum(parts.values()), sum(extras.values())
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(10, 3.9), layout="constrained")
+    fig = style.figure(10, 3.6)
+    top, bottom = fig.subplots(2, 1)
     blues = ("#1F4E79", "#3F7FBF", "#8DB6DD", "#C6DCEF", "#E4EEF7")
     pinks = ("#7A1F52", "#C25588", "#E6A3C3", "#F3CFE0", "#FAE9F1")
     used: dict[str, int] = {}
@@ -261,7 +262,8 @@ def layer_maps(image: np.ndarray, maps: Mapping[int, AttentionMaps], row: int = 
     image: uint8 [H, W, 3], the batch's image number `row`. maps: layer -> AttentionMaps of a differential vision tower.
     Every map has a scale of its own, in multiples of 1 / tokens, the weight of looking everywhere alike.
     """
-    fig, axes = plt.subplots(3, len(maps) + 1, figsize=(1.9 * (len(maps) + 1), 5.9), squeeze=False)
+    fig = style.figure(1.9 * (len(maps) + 1), 5.9)
+    axes = fig.subplots(3, len(maps) + 1, squeeze=False)
     for ax in axes[:, 0]:
         ax.set_axis_off()
     axes[1, 0].imshow(image)
@@ -280,5 +282,4 @@ def layer_maps(image: np.ndarray, maps: Mapping[int, AttentionMaps], row: int = 
             ax.set_title(f"layer {layer}: {name}\n{patches.min():.2f} to {patches.max():.2f}", fontsize=8.5)
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
-    fig.tight_layout()
     return fig

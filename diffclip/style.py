@@ -105,6 +105,10 @@ def use() -> Iterator[None]:
     with mpl.rc_context():
         apply()
         yield
+        interactive = mpl.is_interactive()
+    # The first pyplot figure loads the backend, and a notebook's then turns on the mode that shows figures. Were that
+    # undone with the rest, only the first figure of a notebook would be seen.
+    mpl.interactive(interactive)
 
 
 class KitFigure(Figure):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -26,7 +25,8 @@ _PINK = "#B83A78"
 @style.use()
 def one_draw(models: Mapping[str, theory.NoiseModel], lam: float, seed: int = 0, shown: int = 40) -> Figure:
     """For each named model one draw: the weights of A1, A2 and A1 - lam A2 on the first `shown` tokens."""
-    fig, axes = plt.subplots(len(models), 3, figsize=(10, 2.0 * len(models)), sharex=True, sharey=True)
+    fig = style.figure(10, 2.0 * len(models))
+    axes = fig.subplots(len(models), 3, sharex=True, sharey=True)
     for row, (name, model) in zip(np.atleast_2d(axes), models.items(), strict=True):
         a1, a2 = model.draw(1, torch.Generator().manual_seed(seed))
         difference = a1 - lam * a2
@@ -48,7 +48,6 @@ def one_draw(models: Mapping[str, theory.NoiseModel], lam: float, seed: int = 0,
     fig.suptitle(
         "Token 0 carries the signal: what both maps share cancels, what they do not adds up", x=0.01, ha="left"
     )
-    fig.tight_layout()
     return fig
 
 
@@ -57,7 +56,8 @@ def gain_over_lambda(groups: Mapping[str, Sequence[theory.NoiseModel]], draws: i
     """Signal-to-noise gain against lambda, a panel a group, a curve a model: theory dashed, mean of the draws as markers,
     the middle 90 % of the draws shaded."""
     lambdas = torch.linspace(0, 1.4, 29)
-    fig, axes = plt.subplots(1, len(groups), figsize=(10, 3.9), sharey=True)
+    fig = style.figure(10, 3.9)
+    axes = fig.subplots(1, len(groups), sharey=True)
     for ax, (title, models) in zip(np.atleast_1d(axes), groups.items(), strict=True):
         generator = torch.Generator().manual_seed(seed)
         for model, colour, marker in zip(models, _FAMILY, _MARKERS, strict=False):
@@ -78,7 +78,6 @@ def gain_over_lambda(groups: Mapping[str, Sequence[theory.NoiseModel]], draws: i
     fig.suptitle(
         "Subtraction pays for noise that both maps share, and costs for noise that they do not", x=0.01, ha="left"
     )
-    fig.tight_layout()
     return fig
 
 
@@ -88,7 +87,8 @@ def best_lambda(leaks: Mapping[str, float], draws: int, seed: int = 0) -> Figure
     the middle 90 %; a curve for each named leak (score of the signal token in map 2)."""
     grid = torch.linspace(-1.5, 2.0, 351)
     correlations = np.linspace(0, 0.98, 60)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7))
+    fig = style.figure(10, 3.7)
+    left, right = fig.subplots(1, 2)
     for (name, leak), colour, marker in zip(leaks.items(), _FAMILY[:3], _MARKERS, strict=False):
         line = [theory.NoiseModel(leak=leak, correlation=c) for c in correlations]
         left.plot(correlations, [m.best_lambda for m in line], color=colour, linewidth=1.4)
@@ -113,7 +113,6 @@ def best_lambda(leaks: Mapping[str, float], draws: int, seed: int = 0) -> Figure
         ylabel="signal to noise, relative to A1", ylim=(0.8, None),
     )  # fmt: skip
     fig.suptitle("The more of the signal leaks into map 2, the more noise it must share to be worth subtracting", x=0.01, ha="left")  # fmt: skip
-    fig.tight_layout()
     return fig
 
 
@@ -123,7 +122,8 @@ def lambda_panels(lambdas: Sequence[float], correlation: float = 0.9, seed: int 
     a1, a2, mask = theory.scene_maps(seed, correlation=correlation)
     limit = float(a1.max())
     columns = (len(lambdas) + 3) // 2
-    fig, axes = plt.subplots(2, columns, figsize=(10, 5.2))
+    fig = style.figure(10, 5.2)
+    axes = fig.subplots(2, columns)
     _image(axes[0, 0], a1, mask, "A1", WEIGHTS, limit)
     _image(axes[1, 0], a2, mask, "A2", WEIGHTS, limit)
     for ax, lam in zip(axes[:, 1:].flat, lambdas, strict=True):
@@ -132,7 +132,6 @@ def lambda_panels(lambdas: Sequence[float], correlation: float = 0.9, seed: int 
     fig.suptitle(
         f"Of these, λ = {best} puts the largest share of the weights on the object (outlined)", x=0.01, ha="left"
     )
-    fig.tight_layout()
     return fig
 
 
@@ -141,11 +140,11 @@ def lambda_view(lam: float, correlation: float = 0.9, seed: int = 0) -> Figure:
     """A1, A2 and A1 - lam A2 over an image's patches, side by side."""
     a1, a2, mask = theory.scene_maps(seed, correlation=correlation)
     limit = float(a1.max())
-    fig, axes = plt.subplots(1, 3, figsize=(9, 3.3))
+    fig = style.figure(9, 3.3)
+    axes = fig.subplots(1, 3)
     _image(axes[0], a1, mask, "A1", WEIGHTS, limit)
     _image(axes[1], a2, mask, "A2", WEIGHTS, limit)
     _difference(axes[2], a1, a2, mask, lam, limit)
-    fig.tight_layout()
     return fig
 
 
@@ -163,16 +162,15 @@ def _difference(ax: Axes, a1: Tensor, a2: Tensor, mask: Tensor, lam: float, limi
 
 def lambda_explorer() -> None:
     """Show a slider over lambda (and the noise's correlation) where somebody can move it, else small multiples."""
-    if not somebody_is_there():
-        lambda_panels((0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6))
-        plt.show()
-        return
-    import ipywidgets
     from IPython.display import display
 
+    if not somebody_is_there():
+        display(lambda_panels((0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)))
+        return
+    import ipywidgets
+
     def draw(lam: float, correlation: float) -> None:
-        lambda_view(lam, correlation)
-        plt.show()
+        display(lambda_view(lam, correlation))
 
     def slider(value: float, top: float, text: str) -> ipywidgets.FloatSlider:
         return ipywidgets.FloatSlider(value, min=0, max=top, step=0.05, description=text, continuous_update=False)
@@ -200,7 +198,8 @@ def somebody_is_there() -> bool:
 @style.use()
 def lambda_at_init(samples: Mapping[int, Tensor]) -> Figure:
     """Histograms of lambda in fresh layers, head width -> lambdas, each with the predicted normal curve."""
-    fig, ax = plt.subplots(figsize=(7, 3.0))
+    fig = style.figure(7, 3.0)
+    ax = fig.subplots()
     edges = np.linspace(0.4, 1.2, 65)
     for (width, lambdas), colour in zip(samples.items(), (_PINK, "#3F7FBF"), strict=False):
         spread = theory.lambda_spread(width)
@@ -211,7 +210,6 @@ def lambda_at_init(samples: Mapping[int, Tensor]) -> Figure:
         )
     ax.set(xlabel="λ of a fresh layer (λ_init = 0.8)", ylabel="density", title="A fresh λ is scattered around λ_init as predicted (lines)")  # fmt: skip
     ax.legend()
-    fig.tight_layout()
     return fig
 
 
@@ -219,7 +217,8 @@ def lambda_at_init(samples: Mapping[int, Tensor]) -> Figure:
 def learning(paths: Mapping[float, Mapping[str, Tensor]]) -> Figure:
     """lambda against the optimiser's steps: a panel a target, a colour a parameterisation, a line a copy."""
     looks = ((style.INK, "-"), (_PINK, "-"), ("#3F7FBF", ":"))
-    fig, axes = plt.subplots(1, len(paths), figsize=(10, 3.3), sharey=True)
+    fig = style.figure(10, 3.3)
+    axes = fig.subplots(1, len(paths), sharey=True)
     for ax, (target, curves) in zip(np.atleast_1d(axes), paths.items(), strict=True):
         ax.axhline(target, color=style.FAINT, linewidth=0.9, linestyle="--")
         ax.text(
@@ -234,7 +233,6 @@ def learning(paths: Mapping[float, Mapping[str, Tensor]]) -> Figure:
     fig.suptitle(
         "The vectors act as a larger step: λ arrives while a plain number is still on its way", x=0.01, ha="left"
     )
-    fig.tight_layout()
     return fig
 
 
@@ -242,7 +240,8 @@ def learning(paths: Mapping[float, Mapping[str, Tensor]]) -> Figure:
 def schedules(depth: int = 12) -> Figure:
     """lambda_init by layer for both schedules, and the factor 1 - lambda_init that goes with it."""
     layers = range(depth)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.1), sharex=True)
+    fig = style.figure(10, 3.1)
+    left, right = fig.subplots(1, 2, sharex=True)
     for name, schedule in (("diffclip", constant_lambda_init), ("diffclip_dynamic", dynamic_lambda_init)):
         values = np.array([schedule(i) for i in layers])
         look = {"marker": style.MARKERS[name], "markersize": 5, "color": style.colour(name), "label": style.label(name)}
@@ -251,7 +250,6 @@ def schedules(depth: int = 12) -> Figure:
     left.set(title="Where λ starts", xlabel="layer", ylabel="λ_init", ylim=(0, 1), xticks=list(layers))
     right.set(title="What the head's output is multiplied by", xlabel="layer", ylabel="1 − λ_init", ylim=(0, 1))
     left.legend(loc="lower right")
-    fig.tight_layout()
     return fig
 
 
@@ -262,7 +260,8 @@ def reach(values: np.ndarray, lam: float, samples: int = 1500, seed: int = 0) ->
     corners = (values[:, None] - lam * values[None]).reshape(-1, 2)  # every pair of one-hot maps
     hexagon = corners[ConvexHull(corners).vertices]
     a1, a2 = rng.dirichlet([0.6] * 3, size=(2, samples))
-    fig, ax = plt.subplots(figsize=(6, 4.8))
+    fig = style.figure(6, 4.8)
+    ax = fig.subplots()
     outputs = (a1 - lam * a2) @ values
     ax.fill(*hexagon.T, facecolor="#FBE3EE", edgecolor=_PINK, linewidth=1.2)
     ax.plot(*outputs.T, ".", color=_PINK, markersize=2, alpha=0.45)
@@ -277,5 +276,4 @@ def reach(values: np.ndarray, lam: float, samples: int = 1500, seed: int = 0) ->
     box = {"facecolor": "#FBE3EE", "edgecolor": "none", "pad": 2}
     ax.text(*inside, "differential\nattention", ha="center", va="center", fontsize=9, color=_PINK, bbox=box)
     ax.set(title=f"λ = {lam}: a difference reaches where no average can", aspect="equal")
-    fig.tight_layout()
     return fig

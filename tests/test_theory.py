@@ -1,14 +1,15 @@
 """The numbers behind notebooks 00 to 02: closed forms against measurement, anatomy against the counts of the paper."""
 
+import io
 import json
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from diffclip import anatomy, drawings, syllabus, theory, theory_figures
 from diffclip.attention import DifferentialAttention, record
@@ -154,26 +155,30 @@ def test_slider_only_where_somebody_can_move_it(monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_every_drawing_draws():
     noise = theory.NoiseModel(tokens=20)
-    drawings.mechanism(), drawings.line(), drawings.verdicts()
-    model = anatomy.skeleton("diffclip", "smoke")
-    extras = anatomy.extras(model).groupby("tower")["numbers"].sum().to_dict()
-    drawings.budget(anatomy.parts(model), extras)
-    theory_figures.one_draw({"a": noise, "b": noise}, 0.8)
-    theory_figures.gain_over_lambda({"a": [noise], "b": [noise]}, draws=5)
-    theory_figures.best_lambda({"a": 0.0}, draws=5)
-    theory_figures.lambda_panels([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
-    theory_figures.lambda_view(0.8)
-    theory_figures.lambda_at_init({24: theory.VectorLambda(0.8, 24, copies=50)().detach()})
+    empty = anatomy.skeleton("diffclip", "smoke")
     paths = {"a": theory.learn_lambda(theory.PlainLambda(0.8), 0.2, steps=3)}
-    theory_figures.learning({0.2: paths, 1.6: paths})
-    theory_figures.schedules(4)
-    theory_figures.reach(np.array([[1.4, 0.1], [0.2, 1.3], [1.3, 1.2]]), 0.8)
     real = create_model("diffclip", "smoke", seed=0)
     with record(real) as maps, torch.no_grad():
         real.encode_image(torch.zeros(1, 3, 32, 32))
-    drawings.layer_maps(np.zeros((32, 32, 3), np.uint8), maps)
-    assert len(plt.get_fignums()) == 14
-    plt.close("all")
+    figures = [
+        drawings.mechanism(),
+        drawings.line(),
+        drawings.verdicts(),
+        drawings.budget(anatomy.parts(empty), anatomy.extras(empty).groupby("tower")["numbers"].sum().to_dict()),
+        drawings.layer_maps(np.zeros((32, 32, 3), np.uint8), maps),
+        theory_figures.one_draw({"a": noise, "b": noise}, 0.8),
+        theory_figures.gain_over_lambda({"a": [noise], "b": [noise]}, draws=5),
+        theory_figures.best_lambda({"a": 0.0}, draws=5),
+        theory_figures.lambda_panels([0.2, 0.4, 0.6, 0.8, 1.0, 1.2]),
+        theory_figures.lambda_view(0.8),
+        theory_figures.lambda_at_init({24: theory.VectorLambda(0.8, 24, copies=50)().detach()}),
+        theory_figures.learning({0.2: paths, 1.6: paths}),
+        theory_figures.schedules(4),
+        theory_figures.reach(np.array([[1.4, 0.1], [0.2, 1.3], [1.3, 1.2]]), 0.8),
+    ]
+    for figure in figures:
+        picture = np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("L"))
+        assert picture.min() < 80 and (picture > 200).mean() > 0.2  # ink on a light ground
 
 
 def test_scene_maps_are_attention_maps():
