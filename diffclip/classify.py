@@ -26,10 +26,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> CLIP:
     """
     path = Path(source)
     if not path.exists() and str(source) not in RELEASED and hub.is_repo_id(str(source)):
-        commit, files = hub.list_files(str(source), revision=revision)
-        names = {file.path for file in files}
+        names = {file.path for file in hub.list_files(str(source), revision=revision)[1]}
         if WEIGHTS_NAME in names and RELEASED_FILE not in names:
-            path = hub.fetch(str(source), WEIGHTS_NAME, revision=commit)
+            path = hub.fetch(str(source), WEIGHTS_NAME, revision=revision)
     if path.is_dir() and (path / WEIGHTS_NAME).is_file():
         path = path / WEIGHTS_NAME
     if path.suffix == ".safetensors" and path.is_file() and not _has_released_keys(path):
@@ -55,7 +54,9 @@ def classify(
     if not labels or not all(labels):
         raise ValueError("Classification needs labels to choose from, and none of them empty: dog, cat, elephant, say.")
     if len(set(labels)) != len(labels):
-        raise ValueError(f"Each label once, please: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))} came twice.")
+        raise ValueError(
+            f"Each label once, please: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))} came twice."
+        )
     if "{}" not in template:
         raise ValueError(f"The template {template!r} has no place for the label: write {{}} where it belongs.")
     picture = image if isinstance(image, Image.Image) else _open_image(Path(image))
@@ -87,4 +88,6 @@ def _open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image that can be opened ({error}). JPEG, PNG and WebP files can.") from None
+        raise ValueError(
+            f"{path} is not an image that can be opened ({error}). JPEG, PNG and WebP files can."
+        ) from None

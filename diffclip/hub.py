@@ -129,7 +129,7 @@ def list_files(repo_id: str, revision: str | None = None, repo_type: str = "mode
         commit, files = _cached_files(wanted)
         if not files:
             raise
-        log.warning("%s cannot be reached: taking the %d files of it in the cache", repo_id, len(files))
+        log.warning("%s cannot be asked: taking the %d files of it in the cache (%.12s)", repo_id, len(files), commit)
     return commit, sorted(files, key=lambda f: f.path)
 
 
@@ -234,9 +234,16 @@ def _check_hash(path: Path) -> None:
 
 
 def _cached_files(wanted: _Wanted) -> tuple[str, list[HubFile]]:
+    """What the cache holds of a revision: by its name if that is on record, else (fetched by commit) the newest there is."""
     store = Path(constants.HF_HUB_CACHE) / wanted.cache_name
     reference = store / "refs" / (wanted.revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else wanted.revision or "main"
-    root = store / "snapshots" / commit
-    paths = [p for p in root.rglob("*") if p.is_file()]
-    return commit, [HubFile(p.relative_to(root).as_posix(), p.stat().st_size, p.resolve().name) for p in paths]
+    roots = [
+        store / "snapshots" / (reference.read_text().strip() if reference.is_file() else wanted.revision or "main")
+    ]
+    if wanted.revision is None:
+        roots += sorted(store.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for root in roots:
+        if paths := [p for p in root.rglob("*") if p.is_file()]:
+            sizes = [HubFile(p.relative_to(root).as_posix(), p.stat().st_size, p.resolve().name) for p in paths]
+            return root.name, sizes
+    return "", []

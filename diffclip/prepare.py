@@ -547,7 +547,7 @@ def index(
                     bar.update(source.parts[number].weight)
             shutil.rmtree(out / "downloads", ignore_errors=True)
         manifest = _manifest(source, files, records, image_size)
-        if manifest != before:
+        if missing or manifest != before:
             _write_rejects(out / "rejects.csv", records)
             write_text(out / "manifest.json", json.dumps(manifest, indent=1))
     return manifest

@@ -213,7 +213,7 @@ def test_several_wordings_of_the_json_are_all_kept(tmp_path):
 def test_a_shard_truncated_in_the_middle_loses_only_its_end(tmp_path):
     shards = write_shards(tmp_path / "shards", 3, 6)
     content = shards[1].read_bytes()
-    shards[1].write_bytes(content[: 6_000])
+    shards[1].write_bytes(content[:6_000])
     (tmp_path / "shards" / "00003.tar").write_bytes(b"this is not a tar file at all")
     (tmp_path / "shards" / "00004.tar").touch()
     manifest = prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, workers=1)
@@ -243,6 +243,7 @@ def test_started_again_it_does_only_what_is_missing(tmp_path, caplog):
     before = {p: p.stat().st_mtime_ns for p in out.glob("part-*.arrow")}
     with caplog.at_level(logging.WARNING, "diffclip"):
         assert prepare("pictures", tmp_path / "shards", out, image_size=32, workers=1) == more
+    assert len(opened(out)) == 12
     assert "part-00001.arrow is damaged" in caplog.text and "part-00002.arrow is missing" in caplog.text
     after = {p: p.stat().st_mtime_ns for p in out.glob("part-*.arrow")}
     assert {p.name for p in after if after[p] != before.get(p)} == {"part-00001.arrow", "part-00002.arrow"}
