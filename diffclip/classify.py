@@ -20,8 +20,8 @@ from diffclip.tokenizer import tokenize
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> CLIP:
     """A model from anything that holds one, in evaluation mode.
 
-    source: a run's folder or model.safetensors, a file with the released key names, a name in released.RELEASED, or a hub
-    repository (owner/name, at `revision`) with either kind of file.
+    source: a run's folder or model.safetensors, a file with the released key names, a name in released.RELEASED, or a
+    hub repository (owner/name, at `revision`) with either kind of file.
     Raises FileNotFoundError, ValueError or hub.HubError with what is wrong.
     """
     path = Path(source)
@@ -47,8 +47,8 @@ def classify(
 ) -> list[tuple[str, float]]:
     """The likeliest labels of a picture with their probabilities, best first.
 
-    Each label is put into the template; the probabilities are a softmax over all labels of the scaled cosine similarities.
-    top: how many to return, None for all. checkpoint: a model, or what `open_checkpoint` takes.
+    Each label is put into the template; the probabilities are a softmax over all labels of the scaled cosine
+    similarities. top: how many to return, None for all. checkpoint: a model, or what `open_checkpoint` takes.
     """
     labels = [label.strip() for label in labels]
     if not labels or not all(labels):

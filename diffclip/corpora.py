@@ -1,9 +1,10 @@
 """Training corpora: captioned images that can be asked for by number.
 
-A `CorpusSpec` says which corpus; `open_corpus` makes it ready and opens it. Two sources end in the same thing, an indexed
-data set on disk (Arrow files that `datasets` maps into memory, see prepare.py):
+A `CorpusSpec` says which corpus; `open_corpus` makes it ready and opens it. Two sources end in the same thing, an
+indexed data set on disk (Arrow files that `datasets` maps into memory, see prepare.py):
 
-- "world": scenes of the embedded world, rendered once into webdataset shards and indexed from there as real data would be;
+- "world": scenes of the embedded world, rendered once into webdataset shards and indexed from there as real data
+  would be;
 - "prepared": real captioned images, brought in beforehand by `diffclip prepare`.
 """
 
@@ -80,8 +81,8 @@ class CorpusSpec:
 class Corpus:
     """Captioned images by number.
 
-    len(corpus) images; corpus[i] is {"image": an RGB PIL image, "captions": its wordings, at least one}. It may be pickled
-    and read from several processes at once: the files are mapped, not loaded.
+    len(corpus) images; corpus[i] is {"image": an RGB PIL image, "captions": its wordings, at least one}. It may be
+    pickled and read from several processes at once: the files are mapped, not loaded.
 
     fingerprint: what went into it, for a run's config: name, display_name, source, image_size, pairs, hash (of the
     contents), skipped (samples left out when it was made, by reason).
@@ -157,7 +158,7 @@ def open_corpus(
     return Corpus(spec, folder, manifest)
 
 
-# --------------------------------------------------------------------------------------------------- the generated corpora
+# ------------------------------------------------------------------------------------------------ the generated corpora
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _world_source(spec: CorpusSpec, folder: Path) -> prepare.Source:
 
 
 def _world_key(spec: CorpusSpec) -> str:
-    """Changes with the spec, and when the world comes to look or speak differently: some scenes are made to find out."""
+    """Changes with the spec, and when the world comes to look or speak otherwise: some scenes are made to find out."""
     digest = hashlib.sha256(json.dumps([asdict(spec), SHARD_SCENES, prepare.FORMAT], sort_keys=True).encode())
     for number in range(PROBES):
         digest.update(world.fingerprint(world.sample_scene(number, seed=spec.seed), 32).encode())

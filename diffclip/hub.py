@@ -1,9 +1,9 @@
 """Files from the Hugging Face hub, through huggingface_hub, with errors that say what to do.
 
 Everything is pinned and cached as huggingface_hub does it: a revision is a branch, a tag or a commit; HF_HOME (or
-HF_HUB_CACHE) says where the cache is, HF_ENDPOINT which hub, HF_HUB_OFFLINE=1 that nothing may be fetched. What is added
-here: a download that broke off is tried again, a large file is compared with the hub's SHA-256 once after it came, and
-where a file cannot be had the error names it, the command that fetches it, and the folder it belongs in.
+HF_HUB_CACHE) says where the cache is, HF_ENDPOINT which hub, HF_HUB_OFFLINE=1 that nothing may be fetched. What is
+added here: a download that broke off is tried again, a large file is compared with the hub's SHA-256 once after it
+came, and where a file cannot be had the error names it, the command that fetches it, and the folder it belongs in.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class _Wanted:
         command += ["--repo-type", self.repo_type] if self.repo_type != "model" else []
         command += ["--revision", self.revision] if self.revision else []
         return (
-            f"On a machine with a network run\n    {shlex.join(command)}\nand copy the folder {self.cache_name} from its "
-            f"cache (by default ~/.cache/huggingface/hub) into\n    {constants.HF_HUB_CACHE}\n"
+            f"On a machine with a network run\n    {shlex.join(command)}\nand copy the folder {self.cache_name} from "
+            f"its cache (by default ~/.cache/huggingface/hub) into\n    {constants.HF_HUB_CACHE}\n"
             f"here. The cache's place follows HF_HOME; a local path may also be given instead of the repository."
         )
 
@@ -179,8 +179,8 @@ def _attempt(action: Callable[[], T], wanted: _Wanted, attempts: int = ATTEMPTS)
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise HubError(
-                f"{constants.ENDPOINT} knows no {wanted.repo_type} repository {wanted.repo}, or it is private. Check the "
-                f"name; for a private one log in with `hf auth login`."
+                f"{constants.ENDPOINT} knows no {wanted.repo_type} repository {wanted.repo}, or it is private. Check "
+                f"the name; for a private one log in with `hf auth login`."
             ) from error
         except errors.RevisionNotFoundError as error:
             raise HubError(
@@ -234,7 +234,7 @@ def _check_hash(path: Path) -> None:
 
 
 def _cached_files(wanted: _Wanted) -> tuple[str, list[HubFile]]:
-    """What the cache holds of a revision: by its name if that is on record, else (fetched by commit) the newest there is."""
+    """What the cache holds of a revision: by its name if that is on record, else (fetched by commit) the newest."""
     store = Path(constants.HF_HUB_CACHE) / wanted.cache_name
     reference = store / "refs" / (wanted.revision or "main")
     roots = [

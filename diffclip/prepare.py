@@ -1,8 +1,8 @@
 """From captioned images as they come to an indexed data set that training can ask by number.
 
-A source is a list of parts (a webdataset shard on disk or on the hub, or some thousand rows of a table); each part becomes
-one Arrow file, written whole or not at all, with a record beside it. So the work is parallel over parts, may be killed at
-any moment, and started again does only what is missing. Bad samples are left out, counted and listed in rejects.csv.
+A source is a list of parts (a webdataset shard on disk or on the hub, or some thousand rows of a table); each part
+becomes one Arrow file, written whole or not at all, with a record beside it. So the work is parallel over parts, may be
+killed at any moment, and started again does only what is missing. Bad samples are left out, counted and listed.
 
     out/part-00000.arrow    image (JPEG, shorter edge at the asked size), captions (list), key; a `datasets` schema
     out/part-00000.json     pairs, bytes, sha256, what was left out and why
@@ -75,7 +75,7 @@ class DiskSpaceError(OSError):
     """The disk would fill up before the end."""
 
 
-# ---------------------------------------------------------------------------------------------------- samples and images
+# --------------------------------------------------------------------------------------------------- samples and images
 
 
 class BadSample(ValueError):
@@ -89,8 +89,8 @@ class BadSample(ValueError):
 def normalise_image(content: bytes, size: int) -> bytes:
     """An image file of any kind -> a JPEG whose shorter edge is `size` pixels, upright, RGB.
 
-    A JPEG that is so already is returned untouched, so that nothing is lost by a second compression. Transparency is laid
-    over white. Raises BadSample for what is not a whole image or is longer than MAX_ASPECT times its width.
+    A JPEG that is so already is returned untouched, so that nothing is lost by a second compression. Transparency is
+    laid over white. Raises BadSample for what is not a whole image or is longer than MAX_ASPECT times its width.
     """
     try:
         with warnings.catch_warnings():
@@ -121,9 +121,9 @@ def normalise_image(content: bytes, size: int) -> bytes:
             return stream.getvalue()
     except BadSample:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, ...) on bad bytes
+    except UnidentifiedImageError as error:
+        raise BadSample("broken image", "not an image of a known kind") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on bad bytes
         raise BadSample("broken image", f"{type(error).__name__}: {error}"[:200]) from error
 
 
@@ -157,7 +157,7 @@ def clean_captions(wordings: Iterable) -> tuple[str, ...]:
     return kept
 
 
-# ------------------------------------------------------------------------------------------------------------------ parts
+# ---------------------------------------------------------------------------------------------------------------- parts
 
 
 class Part(Protocol):
@@ -215,7 +215,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class HubShard:
-    """A webdataset shard in a data set repository on the hub; removed again after indexing if it was not cached before."""
+    """A webdataset shard in a data set repository on the hub; removed after indexing if it was not cached before."""
 
     repo: str
     revision: str  # a commit, so that all parts come from one state of the repository
@@ -299,7 +299,7 @@ def shard_row(sample: Sample) -> Row:
         return Row(sample.key, sample.nbytes, problem=(bad.reason, bad.detail))
 
 
-# ---------------------------------------------------------------------------------------------------------------- sources
+# -------------------------------------------------------------------------------------------------------------- sources
 
 
 @dataclass(frozen=True)
@@ -329,8 +329,8 @@ def open_source(
         if not shards:
             raise CorpusError(
                 f"The folder {path} holds no webdataset shards ({pattern or '*.tar'}). Give the folder into which "
-                f"img2dataset wrote (with --output_format webdataset), a .csv or .tsv of image paths and captions, or a "
-                f"repository on the hub."
+                f"img2dataset wrote (with --output_format webdataset), a .csv or .tsv of image paths and captions, or "
+                f"a repository on the hub."
             )
         found = Source([Shard(p) for p in shards], {"kind": "shards", "folder": str(path.resolve())}, "B")
     else:
@@ -424,7 +424,7 @@ def _read_table(path: Path, offset: int = 0) -> Iterator[tuple[int, list[str]]]:
                 yield start, row
 
 
-# --------------------------------------------------------------------------------------------------------------- indexing
+# ------------------------------------------------------------------------------------------------------------- indexing
 
 
 def index_part(part: Part, file: Path, image_size: int) -> dict:
@@ -519,8 +519,8 @@ def index(
         asked = (source.description, image_size)
         if before and (held := (before.get("source"), before.get("image_size"))) != asked:
             raise CorpusError(
-                f"The folder {out} holds another corpus (from {held[0]}, at {held[1]} pixels) than the one asked for (from "
-                f"{asked[0]}, at {asked[1]} pixels). Give another folder, or remove that one first."
+                f"The folder {out} holds another corpus (from {held[0]}, at {held[1]} pixels) than the one asked for "
+                f"(from {asked[0]}, at {asked[1]} pixels). Give another folder, or remove that one first."
             )
         files = [out / f"part-{number:05d}.arrow" for number in range(len(source.parts))]
         records = _finished(source.parts, files, image_size)
@@ -609,7 +609,7 @@ def _read_json(path: Path) -> dict | None:
         return None
 
 
-# ---------------------------------------------------------------------------------------------------- disk and processes
+# --------------------------------------------------------------------------------------------------- disk and processes
 
 
 def _check_disk(source: Source, parts: list[Part], out: Path, image_size: int, workers: int) -> None:
@@ -635,8 +635,8 @@ def _check_disk(source: Source, parts: list[Part], out: Path, image_size: int, w
     if need > 0.95 * free:
         raise DiskSpaceError(
             errno.ENOSPC,
-            f"The disk of {out} has {_size(free)} free, and preparing takes {words}. Free some, give a folder on another "
-            f"disk, or take fewer parts.",
+            f"The disk of {out} has {_size(free)} free, and preparing takes {words}. Free some, give a folder on "
+            f"another disk, or take fewer parts.",
         )
 
 
@@ -675,7 +675,7 @@ def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
                     if len(failures) >= MAX_FAILURES:
                         break
         else:
-            # New interpreters instead of forks: this process may run threads (torch, a notebook) that a fork would break.
+            # New interpreters, no forks: this process may run threads (torch, a notebook) that a fork would break.
             pool = ProcessPoolExecutor(
                 workers, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
             )
@@ -692,8 +692,8 @@ def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
         raise CorpusError(
-            "A process that prepared data was killed, most often because memory ran out. What is finished is kept: start "
-            f"again, with fewer than {workers} workers if it happens again."
+            "A process that prepared data was killed, most often because memory ran out. What is finished is kept: "
+            f"start again, with fewer than {workers} workers if it happens again."
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC and not isinstance(error, DiskSpaceError):
@@ -703,8 +703,8 @@ def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
         raise
     if failures:
         raise hub.HubError(
-            f"{len(failures)} parts could not be fetched; what is finished is kept, and the same command fetches the rest. "
-            f"The first one: {failures[0]}"
+            f"{len(failures)} parts could not be fetched; what is finished is kept, and the same command fetches the "
+            f"rest. The first one: {failures[0]}"
         ) from failures[0]
 
 
@@ -719,7 +719,7 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ------------------------------------------------------------------------------------------------------- the public face
+# ------------------------------------------------------------------------------------------------------ the public face
 
 
 def prepare(
@@ -738,10 +738,11 @@ def prepare(
     check_disk: bool = True,
     progress: bool | None = None,
 ) -> dict:
-    """Bring captioned images into an indexed data set that `corpora.open_corpus` opens under `name`; returns its manifest.
+    """Bring captioned images into an indexed data set that `corpora.open_corpus` opens as `name`; returns its manifest.
 
-    source: a folder of webdataset shards as img2dataset writes them, a .csv or .tsv of image paths and captions, or a data
-        set repository on the hub (owner/name, at `revision`) that holds shards; None is what HUB_SOURCES says for `name`.
+    source: a folder of webdataset shards as img2dataset writes them, a .csv or .tsv of image paths and captions, or a
+        data set repository on the hub (owner/name, at `revision`) that holds shards; None is what HUB_SOURCES says for
+        `name`.
     out: the folder; None means data/cache/corpora/<name>.
     image_size: pixels of the shorter edge.
     pattern: which files are shards, as a glob; the default is every .tar, on the hub those of the training split.
@@ -752,15 +753,15 @@ def prepare(
     keep_shards: leave what is downloaded in the hub's cache.
     check_disk: stop at the start if the disk will not hold it. progress: None shows a bar only on a terminal.
 
-    Killed and started again it goes on where it was. Samples that are broken are skipped, counted in the manifest and listed
-    in rejects.csv. Raises CorpusError, DiskSpaceError or hub.HubError.
+    Killed and started again it goes on where it was. Samples that are broken are skipped, counted in the manifest and
+    listed in rejects.csv. Raises CorpusError, DiskSpaceError or hub.HubError.
     """
     if image_size < 8:
         raise CorpusError(f"Images are stored at 8 pixels or more; {image_size} were asked for.")
     if source is None and name not in HUB_SOURCES:
         raise CorpusError(
-            f"Nothing is known of where {name!r} is: give its source (a folder of shards, a table, or owner/name on the "
-            f"hub). Known without one: {', '.join(HUB_SOURCES)}."
+            f"Nothing is known of where {name!r} is: give its source (a folder of shards, a table, or owner/name on "
+            f"the hub). Known without one: {', '.join(HUB_SOURCES)}."
         )
     out = cache_root() / "corpora" / name if out is None else Path(out)
     found = open_source(

@@ -1,7 +1,8 @@
 """Webdataset shards: plain tar files in which the members of one sample stand together and share a name.
 
 `000000017.jpg`, `000000017.txt` and `000000017.json` are one sample with the key `000000017`. This is what img2dataset
-writes, what the hub's training sets hold, and what CLIP_benchmark reads (there a sample is an image with `cls` or `txt`).
+writes, what the hub's training sets hold, and what CLIP_benchmark reads (there a sample is an image with `cls` or
+`txt`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Sample:
 def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
     """Yield the samples of a shard in order.
 
-    Raises DamagedShard, after the last sample known to be whole, where the file is cut off or is not tar; Python's tarfile
-    by itself takes most such places for the end of the archive, so the end marker is looked for here.
+    Raises DamagedShard, after the last sample known to be whole, where the file is cut off or is not tar; Python's
+    tarfile by itself takes most such places for the end of the archive, so the end marker is looked for here.
     """
     path = Path(path)
     key, files, nbytes = None, {}, 0

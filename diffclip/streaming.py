@@ -32,9 +32,10 @@ from diffclip.prepare import (
 log = logging.getLogger("diffclip")
 
 WARNING = (
-    "Streaming is for a first look. It promises neither a global shuffle (only samples that stand close together change "
-    "places) nor the same batches after a stop (the shuffle buffer is filled anew), it cannot say how many pairs there are, "
-    "and a damaged shard ends early, unnoticed or with an error. Train on a prepared corpus (diffclip prepare)."
+    "Streaming is for a first look. It promises neither a global shuffle (only samples that stand close together "
+    "change places) nor the same batches after a stop (the shuffle buffer is filled anew), it cannot say how many "
+    "pairs there are, and a damaged shard ends early, unnoticed or with an error. Train on a prepared corpus "
+    "(diffclip prepare)."
 )
 
 
@@ -89,13 +90,13 @@ def _explained() -> Iterator[None]:
         yield
     except (tarfile.TarError, EOFError) as error:
         raise CorpusError(
-            f"A shard breaks off ({error}), and with it the stream. `diffclip prepare` keeps what is good in it and goes on "
-            f"with the next."
+            f"A shard breaks off ({error}), and with it the stream. `diffclip prepare` keeps what is good in it and "
+            f"goes on with the next."
         ) from error
     except pa.ArrowException as error:
         raise CorpusError(
-            f"The json records of these shards do not all have the same fields and types ({error}), which streaming cannot "
-            f"take. `diffclip prepare` can: it reads nothing there but the captions."
+            f"The json records of these shards do not all have the same fields and types ({error}), which streaming "
+            f"cannot take. `diffclip prepare` can: it reads nothing there but the captions."
         ) from error
 
 

@@ -1,8 +1,8 @@
 """A small hub on loopback: repositories are folders, addresses and headers are those of the real one.
 
 It serves what huggingface_hub and datasets ask for: repository info, tree listings, path infos, and files at
-.../resolve/<revision>/<path>, small ones directly, large ones (here: anything from `large` bytes) by a redirect to a store
-addressed by SHA-256, with range requests. Downloads can be cut off in the middle, politely or by a reset.
+.../resolve/<revision>/<path>, small ones directly, large ones (here: anything from `large` bytes) by a redirect to a
+store addressed by SHA-256, with range requests. Downloads can be cut off in the middle, politely or by a reset.
 
     with HubServer({"models/owner/name": folder, "datasets/owner/name": folder}) as server:
         os.environ["HF_ENDPOINT"] = server.url       # before huggingface_hub is imported, so usually for a subprocess
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
@@ -59,7 +60,7 @@ class HubServer:
         """The same server under another host name: clients treat a redirect to another host differently."""
         return f"http://localhost:{self._server.server_port}"
 
-    def __enter__(self) -> HubServer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -155,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._known(repository, revision or "main"):
             pass
         elif what in ("", "revision"):
-            kind, _, name = repository.partition("/")
+            name = repository.partition("/")[2]
             siblings = [{"rfilename": file} for file in self.hub.files(repository)]
             info = {"_id": "0", "id": name, "sha": self.hub.commit(repository), "siblings": siblings, "private": False}
             self._json(info | {"tags": [], "downloads": 0, "likes": 0, "gated": False, "disabled": False})

@@ -181,7 +181,7 @@ def test_impossible_specs_are_explained(options, message):
         replace(SPEC, **options)
 
 
-# -------------------------------------------------------------------------------------------------------------- streaming
+# ------------------------------------------------------------------------------------------------------------ streaming
 
 
 def test_streaming_gives_the_samples_and_says_what_it_cannot_promise(corpus, caplog):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from pictures import encode, picture, sample, write_shards
+from PIL import Image
 
 from diffclip import prepare as module
 from diffclip.corpora import CorpusSpec, open_corpus
@@ -42,7 +42,7 @@ def rejects(folder: Path) -> list[tuple[str, str, str]]:
         return [(row["shard"], row["key"], row["reason"]) for row in csv.DictReader(stream)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- images
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("width, height", [(60, 40), (40, 60), (33, 200), (20, 12), (32, 32)])
@@ -108,7 +108,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
     assert refused.value.reason == "broken image"
 
 
-# ---------------------------------------------------------------------------------------------------------------- shards
+# --------------------------------------------------------------------------------------------------------------- shards
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_shard_with_rubbish_inside_is_damaged(good_shard, tmp_path):
     assert whole == [sample(0)[0], sample(1)[0]]  # the third is left out: its members may go on behind the damage
 
 
-# --------------------------------------------------------------------------------------------------------------- prepare
+# -------------------------------------------------------------------------------------------------------------- prepare
 
 
 def test_good_shards_become_pairs_in_their_order(tmp_path):
@@ -343,7 +343,7 @@ def test_the_disk_estimate_is_about_right(tmp_path, caplog, monkeypatch):
     assert estimate[0] == pytest.approx(manifest["bytes"], rel=0.35)
 
 
-# ----------------------------------------------------------------------------------------------------------- wrong usage
+# ---------------------------------------------------------------------------------------------------------- wrong usage
 
 
 def test_wrong_sources_are_explained(tmp_path):
@@ -393,7 +393,7 @@ def test_opening_what_is_not_there_says_what_to_run(tmp_path):
     assert len(opened(tmp_path / "out", pairs=2)) == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def write_table(folder: Path, text: str, name: str = "pairs.csv") -> Path:
