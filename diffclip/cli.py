@@ -7,10 +7,11 @@ that `diffclip --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 
@@ -38,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 well, 1 the work failed, 2 wrong use or input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
+    log = logging.getLogger("diffclip")
+    if not log.handlers:  # what the package has to say goes to stderr, plainly
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
     try:
         return COMMANDS[args.command].run(args) or 0
     except KeyboardInterrupt:
@@ -136,12 +141,12 @@ def reproduce(args) -> int:
 
 def _outputs(scale: str, copies: Path) -> list[tuple[str, Path]]:
     """What else a reproduction leaves behind, as far as it is there."""
-    from diffclip.environment import ROOT
+    from diffclip.paths import figures_root
 
     places = [
         ("Every number, with its uncertainty:", copies.parent / "results"),
-        ("Tables and figures:", ROOT / "figures" / scale),
-        ("All of it beside the paper's numbers, on one page:", ROOT / "figures" / scale / "index.html"),
+        ("Tables and figures:", figures_root(scale)),
+        ("All of it beside the paper's numbers, on one page:", figures_root(scale) / "report.html"),
     ]
     return [(what, path) for what, path in places if path.exists()]
 
@@ -152,6 +157,170 @@ def _short(path: Path) -> Path:
         return path.relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+# -------------------------------------------------------------------------------------------------------------- train
+
+
+def _train_arguments(parser):
+    from diffclip.training import Recipe
+
+    _scale(parser)
+    parser.add_argument("--corpus", default="cc3m", help="cc3m or cc12m; what plays it is the scale's (default: cc3m)")
+    parser.add_argument(
+        "--variant", default="diffclip", help="clip, diffclip, diffclip_dynamic or diffclip_vision (default: diffclip)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run-dir", type=Path, help="default: data/runs/SCALE/CORPUS-VARIANT-seedSEED")
+    parser.add_argument("--wandb", action="store_true", help="track with Weights & Biases too, besides TensorBoard")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    group = parser.add_argument_group("recipe", "each setting of training.Recipe; the default is the scale's")
+    for field in fields(Recipe):
+        kind = str(field.type)
+        option = "--" + field.name.replace("_", "-")
+        if kind == "bool":
+            group.add_argument(option, action=argparse.BooleanOptionalAction)
+        elif kind.startswith("tuple"):
+            group.add_argument(option, nargs=2, type=float, metavar=("A", "B"))
+        else:
+            convert = int if "int" in kind else float if "float" in kind else str
+            group.add_argument(option, type=convert, metavar=kind.partition(" ")[0].upper())
+
+
+@command("train", "train one model, or go on with one that was interrupted", _train_arguments)
+def train(args) -> None:
+    """Train one model at a scale. A run that is finished is found, one that was interrupted goes on where it was. On several
+    GPUs: accelerate launch -m diffclip train ..."""
+    from accelerate import PartialState
+
+    from diffclip.scales import get_scale
+    from diffclip.training import Recipe, ensure_run
+
+    given = {f.name: getattr(args, f.name) for f in fields(Recipe) if getattr(args, f.name) is not None}
+    run = ensure_run(
+        args.scale,
+        args.corpus,
+        args.variant,
+        args.seed,
+        recipe=replace(get_scale(args.scale).recipe, **given),
+        run_dir=args.run_dir,
+        progress=not args.quiet,
+        trackers=("tensorboard", "wandb") if args.wandb else ("tensorboard",),
+    )
+    if PartialState().is_main_process:
+        last = run.metrics.iloc[-1]
+        print(
+            f"{_short(run.path)}: step {last['step']:.0f}, loss {last['loss']:.3f}, accuracy in batch "
+            f"{100 * last['accuracy']:.1f} %, logit scale {last['logit_scale']:.1f}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ prepare
+
+
+def _prepare_arguments(parser):
+    parser.add_argument("name", help="what to call it: cc3m, cc12m or a name of your own")
+    parser.add_argument(
+        "--source",
+        help="folder of webdataset shards, .csv or .tsv of image paths and captions, or owner/name on the hub",
+    )
+    parser.add_argument("--out", type=Path, help="default: data/cache/corpora/NAME")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels of the shorter edge (default: 224)")
+    parser.add_argument("--revision", help="of the hub's repository: a commit, tag or branch")
+    parser.add_argument("--pattern", help="which files are shards, as a glob")
+    parser.add_argument("--parts", type=int, help="only the first so many shards; more can follow later")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--image-column", help="of a table")
+    parser.add_argument("--caption-column", help="of a table")
+    parser.add_argument("--keep-shards", action="store_true", help="leave what is downloaded in the hub's cache")
+    parser.add_argument("--no-disk-check", dest="check_disk", action="store_false", help="start even if it may not fit")
+    parser.add_argument(
+        "--look", type=int, metavar="N", help="prepare nothing: show the first N samples of shards as they stream in"
+    )
+
+
+@command("prepare", "bring captioned images into the form that training reads", _prepare_arguments)
+def prepare(args) -> None:
+    """Bring captioned images into an indexed data set with the shorter edge at a given size. Stopped and started again it
+    goes on; broken samples are skipped, counted and listed in rejects.csv."""
+    if args.look:
+        return _look(args)
+    from diffclip.corpora import cache_root
+    from diffclip.prepare import prepare
+
+    options = {k: v for k, v in vars(args).items() if k not in ("command", "traceback", "look", "name")}
+    manifest = prepare(args.name, **options)
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
+    print(
+        f"{manifest['pairs']:,} pairs in {_short(args.out or cache_root() / 'corpora' / args.name)}; skipped: {skipped}."
+    )
+
+
+def _look(args) -> None:
+    from itertools import islice
+
+    from diffclip.streaming import Stream
+
+    for sample in islice(Stream(args.source or args.name, revision=args.revision, pattern=args.pattern), args.look):
+        width, height = sample["image"].size
+        print(f"{sample['key']}  {width} x {height}  {' | '.join(sample['captions'])}")
+
+
+# ----------------------------------------------------------------------------------------------------------- classify
+
+
+def _classify_arguments(parser):
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what it may be")
+    parser.add_argument(
+        "--checkpoint",
+        default="diffclip-cc12m",
+        help="a run's folder, a checkpoint file, a hub repository, diffclip-cc3m or diffclip-cc12m (the authors'; the default)",
+    )
+    parser.add_argument("--template", default="a photo of a {}", help="{} is the label's place (default: %(default)r)")
+    parser.add_argument("--revision", help="of the hub's repository")
+
+
+@command("classify", "which of some labels a picture shows, by any checkpoint", _classify_arguments)
+def classify(args) -> None:
+    """The likeliest five of the labels with their probabilities: zero-shot classification of one picture."""
+    from diffclip.classify import classify
+
+    for label, score in classify(args.image, args.labels, args.checkpoint, args.template, revision=args.revision):
+        print(f"{100 * score:6.2f} %  {label}")
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def _report_arguments(parser):
+    _scale(parser)
+    parser.add_argument("--out", type=Path, help="default: figures/SCALE")
+
+
+@command("report", "rebuild all tables, figures and the page from the results, without any model", _report_arguments)
+def report(args) -> None:
+    """Rebuild every table and figure of a scale, and the page that shows them beside the paper's numbers."""
+    from diffclip.report import build_report
+
+    paths = build_report(args.scale, args.out)
+    print(f"{len(paths)} files in {_short(paths[-1].parent)}; the page that shows them all: {_short(paths[-1])}")
+
+
+# ------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _doctor_arguments(parser):
+    pass
+
+
+@command("doctor", "what this machine is and which scales it can run, with times", _doctor_arguments)
+def doctor(args) -> None:
+    """Look at the machine, the packages and the data folder, time a few training steps, and say which scales are feasible
+    here and about how long each takes. Changes nothing."""
+    from diffclip.doctor import report
+
+    report()
 
 
 if __name__ == "__main__":

@@ -189,20 +189,20 @@ def execute(notebook: Notebook, copy: Path) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    os.environ.update(kernel_environment(notebook.path.parent))
     log = copy.with_suffix(".log")
     bar = {"desc": "  cells", "leave": False} if sys.stderr.isatty() else False
     try:
-        papermill.execute_notebook(
-            str(notebook.path),
-            str(copy),
-            parameters=notebook.parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(notebook.path.parent),
-            progress_bar=bar,
-            kernel_manager_class=_own_kernel_manager(log),
-        )
+        with _environment(kernel_environment(notebook.path.parent)):
+            papermill.execute_notebook(
+                str(notebook.path),
+                str(copy),
+                parameters=notebook.parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(notebook.path.parent),
+                progress_bar=bar,
+                kernel_manager_class=_own_kernel_manager(log),
+            )
     except PapermillExecutionError as error:
         raise NotebookFailed(
             f"{notebook.path.name} failed at cell [{error.exec_count}] with {error.ename}: {error.evalue.strip() or '(no message)'}\n"
@@ -233,6 +233,21 @@ def kernel_environment(folder: Path) -> dict[str, str]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # into the notebook, whatever this process was told
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # or the debugger's warning lands in the outputs
     }
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _own_kernel_manager(log: Path) -> type:
