@@ -40,21 +40,28 @@ class Draws:
         self._left: list[float] = []
 
     def _refill(self) -> list[float]:
-        z = _STEPS + np.uint64(self._base)
+        self._left = self._block(_STEPS).tolist()[::-1]
+        self._base = (self._base + _BLOCK * _GOLDEN) & _MASK
+        return self._left
+
+    def _block(self, steps: np.ndarray) -> np.ndarray:
+        z = steps + np.uint64(self._base)
         z = (z ^ (z >> _S30)) * _A
         z = (z ^ (z >> _S27)) * _B
         z ^= z >> _S31
-        self._base = (self._base + _BLOCK * _GOLDEN) & _MASK
-        self._left = ((z >> _S11) * (1.0 / (1 << 53))).tolist()[::-1]
-        return self._left
+        return (z >> _S11) * (1.0 / (1 << 53))
 
     def u(self) -> float:
         """One number in [0, 1)."""
         return (self._left or self._refill()).pop()
 
     def array(self, n: int) -> np.ndarray:
-        """The next n numbers as float64."""
-        return np.array([self.u() for _ in range(n)])
+        """n fresh numbers at once, as float64 [n]; what is left of a block begun before is skipped."""
+        steps = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        out = self._block(steps)
+        self._base = (self._base + n * _GOLDEN) & _MASK
+        self._left = []
+        return out
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.u()
@@ -72,7 +79,7 @@ class Draws:
     def weighted(self, shares: Mapping[T, float]) -> T:
         """A key, each with the probability that stands beside it; the last one takes what is missing to 1."""
         left = self.u()
-        for item, share in shares.items():
+        for item, share in shares.items():  # noqa: B007
             left -= share
             if left < 0:
                 break

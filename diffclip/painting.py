@@ -443,10 +443,12 @@ def _paint_thing(image: Array, scene: Scene, thing: Thing, c: _Canvas) -> tuple[
         # darker towards the outline: reads as volume, and keeps a thing apart from a background of its own colour
         rim = np.minimum(np.maximum((outline + F(1.6)) * F(0.3), F(0)), F(0.45))
         colour = colour * (light - rim * F(0.75))
-    if drawing.detail is not None and not hollow:
-        inner = frame.distance(shapes.table(thing.shape, form, thing.broken, hole, detail=True))
+    if drawing.detail is not None and (thing.state or not hollow):
+        inner = _cover(frame.distance(shapes.table(thing.shape, form, thing.broken, hole, detail=True)))
         tint = _rgb(*drawing.detail_colour) if photo else accent
-        colour = colour + _cover(inner) * (tint - colour)
+        colour = colour + inner * (tint - colour)
+        if hollow:  # whether a cup is full shows even then
+            alpha = np.maximum(alpha, inner)
     if not photo or thing.extra == "border":
         width = F(max(0.1 * frame.radius, 1.0) if thing.extra == "border" else max(0.05 * frame.radius, 0.8))
         line = {"sketch": _PENCIL, "chalk": _PAPER, "neon": accent}.get(scene.style, _BORDER)

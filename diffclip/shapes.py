@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 Array = np.ndarray
 GRID = 192  # cells a side of a table
@@ -454,6 +453,8 @@ def find(shape: str, form: str = "") -> Shape:
 
 def _deepened(distance: Array, axis: Array) -> Array:
     """Joined parts know no depth greater than that within one part; measure it anew from points on the outline."""
+    from scipy.spatial import cKDTree  # here, for it takes long to import and few need it
+
     points = []
     for d, swap in ((distance, False), (distance.T, True)):
         row, col = np.nonzero((d[:, 1:] < 0) != (d[:, :-1] < 0))

@@ -204,8 +204,9 @@ def captions(scene: Scene, n: int, noisy: float, stream: int = 0) -> list[tuple[
             f"{n} captions with a share of {noisy} noisy ones were asked for; give n >= 1 and 0 <= noisy <= 1."
         )
     draw = Draws(scene.seed, scene.index, 2, stream)
-    if scene.style in _UNCOLOURED:  # these pictures do not show the colours
-        scene = replace(scene, things=tuple(replace(t, colour="", accent="") for t in scene.things))
+    if scene.style in _UNCOLOURED:  # these pictures do not show the colours, nor what is in a cup
+        plain = (replace(t, colour="", accent="", state="" if t.shape == "cup" else t.state) for t in scene.things)
+        scene = replace(scene, things=tuple(plain))
     out: list[tuple[str, str]] = []
     seen: set[str] = set()
     for _ in range(n):
