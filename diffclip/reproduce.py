@@ -204,8 +204,9 @@ def execute(notebook: Notebook, copy: Path) -> None:
                 kernel_manager_class=_own_kernel_manager(log),
             )
     except PapermillExecutionError as error:
+        what = f"{error.ename}: {error.evalue.strip() or '(no message)'}"
         raise NotebookFailed(
-            f"{notebook.path.name} failed at cell [{error.exec_count}] with {error.ename}: {error.evalue.strip() or '(no message)'}\n"
+            f"{notebook.path.name} failed at cell [{error.exec_count}] with {what}\n"
             f"The executed copy shows the cell and its traceback: {copy}\n"
             f"Mend the cause and run the same command again: it goes on with this notebook."
         ) from error
