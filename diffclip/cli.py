@@ -249,7 +249,7 @@ def prepare(args) -> None:
     from diffclip.prepare import prepare
 
     options = {k: v for k, v in vars(args).items() if k not in ("command", "traceback", "look", "name")}
-    manifest = prepare(args.name, **options)
+    manifest = prepare(args.name, say=print, **options)
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
     print(
         f"{manifest['pairs']:,} pairs in {_short(args.out or cache_root() / 'corpora' / args.name)}; skipped: {skipped}."

@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -504,11 +504,12 @@ def index(
     progress: bool | None = None,
     check_disk: bool = True,
     title: str = "preparing",
+    say: Callable[[str], None] = log.info,
 ) -> dict:
     """Make the index of a source in the folder `out`, or what is missing of it or damaged, and return its manifest.
 
     workers: processes; None means one a core. progress: None shows a bar only on a terminal.
-    check_disk: measure on the first part what the rest will take, and stop there if it will not fit.
+    check_disk: measure on the first part what the rest will take, `say` it, and stop there if it will not fit.
     Raises CorpusError, DiskSpaceError or hub.HubError; what is finished by then is kept.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -529,7 +530,7 @@ def index(
             (out / "manifest.json").unlink(missing_ok=True)
             workers = max(1, min(workers or _cores(), len(missing)))
             if check_disk:
-                _check_disk(source, [source.parts[n] for n in missing], out, image_size, workers)
+                _check_disk([source.parts[n] for n in missing], out, image_size, workers, say)
             with tqdm(
                 total=sum(part.weight for part in source.parts),
                 initial=sum(part.weight for part, record in zip(source.parts, records, strict=True) if record),
@@ -612,7 +613,7 @@ def _read_json(path: Path) -> dict | None:
 # --------------------------------------------------------------------------------------------------- disk and processes
 
 
-def _check_disk(source: Source, parts: list[Part], out: Path, image_size: int, workers: int) -> None:
+def _check_disk(parts: list[Part], out: Path, image_size: int, workers: int, say: Callable[[str], None]) -> None:
     """Prepare some samples of the first part in memory, and compare what all will take with what is free."""
     parts[0].fetch()
     taken = made = 0.0
@@ -631,7 +632,7 @@ def _check_disk(source: Source, parts: list[Part], out: Path, image_size: int, w
     passing = sum(download) if kept else sum(sorted(download)[-workers:])
     need, free = index_bytes + passing, shutil.disk_usage(out).free
     words = f"about {_size(index_bytes)} for the index" + (f" and {_size(passing)} for downloads" if download else "")
-    log.info("%d parts to prepare: %s; %s are free", len(parts), words, _size(free))
+    say(f"{len(parts):,} parts to prepare take {words}; {_size(free)} are free.")
     if need > 0.95 * free:
         raise DiskSpaceError(
             errno.ENOSPC,
@@ -737,6 +738,7 @@ def prepare(
     keep_shards: bool = False,
     check_disk: bool = True,
     progress: bool | None = None,
+    say: Callable[[str], None] = log.info,
 ) -> dict:
     """Bring captioned images into an indexed data set that `corpora.open_corpus` opens as `name`; returns its manifest.
 
@@ -751,7 +753,8 @@ def prepare(
     image_column, caption_column: of a table, where they are not called image, filepath, path, file or image_path, and
         caption, title or text.
     keep_shards: leave what is downloaded in the hub's cache.
-    check_disk: stop at the start if the disk will not hold it. progress: None shows a bar only on a terminal.
+    check_disk: measure what it will take, `say` so, and stop at the start if the disk will not hold it.
+    progress: None shows a bar only on a terminal.
 
     Killed and started again it goes on where it was. Samples that are broken are skipped, counted in the manifest and
     listed in rejects.csv. Raises CorpusError, DiskSpaceError or hub.HubError.
@@ -782,6 +785,7 @@ def prepare(
         progress=progress,
         check_disk=check_disk,
         title=f"preparing {name}",
+        say=say,
     )
 
 

@@ -333,14 +333,13 @@ def test_the_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, check_disk=False, workers=1)
 
 
-def test_the_disk_estimate_is_about_right(tmp_path, caplog, monkeypatch):
+def test_the_disk_estimate_is_said_and_about_right(tmp_path, monkeypatch):
     write_shards(tmp_path / "shards", 2, 40)
-    estimate = []
-    monkeypatch.setattr(module, "_size", lambda count: estimate.append(count) or f"{count:.0f} bytes")
-    with caplog.at_level(logging.INFO, "diffclip"):
-        manifest = prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, workers=1)
-    assert "2 parts to prepare" in caplog.text
-    assert estimate[0] == pytest.approx(manifest["bytes"], rel=0.35)
+    monkeypatch.setattr(module, "_size", lambda count: f"<{count:.0f}>")
+    said = []
+    manifest = prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, workers=1, say=said.append)
+    assert said[0].startswith("2 parts to prepare take about <")
+    assert float(said[0].split("<")[1].split(">")[0]) == pytest.approx(manifest["bytes"], rel=0.35)
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong usage
