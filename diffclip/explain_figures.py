@@ -32,28 +32,32 @@ def plot_relevance(
                 f"grid] and as many lists of queries; the maps of {label} have shape {list(found.shape)}, and there are "
                 f"{len(texts)} lists."
             )
-    # A narrow empty column sets the queries apart.
-    widths = [1, *([0.08] + [1] * len(maps)) * queries]
+    # Columns: the picture, then for each query a narrow gap and a panel a model; in inches, panels being square.
+    panel, gap, line, head = 1.5, 0.18, 0.3, 0.75
+    widths = [1, *([gap / panel] + [1] * len(maps)) * queries]
+    width, height = panel * sum(widths), head + len(images) * (panel + line)
     fig, axes = plt.subplots(
         len(images),
         len(widths),
-        figsize=(1.55 * sum(widths), 1.75 * len(images) + 0.6),
+        figsize=(width, height),
         squeeze=False,
-        gridspec_kw={"width_ratios": widths, "wspace": 0.06, "hspace": 0.28},
-        layout="constrained",
-    )
+        gridspec_kw={
+            "width_ratios": widths, "wspace": 0.03, "hspace": line / panel,
+            "left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - (head + line) / height,
+        },
+    )  # fmt: skip
     for ax in axes.flat:
         ax.set_axis_off()
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
         for q in range(queries):
             first = 2 + q * (len(maps) + 1)
+            row[first].text(0, 1.04, f"“{texts[i][q]}”", transform=row[first].transAxes, fontsize=8)
             for ax, (label, found) in zip(row[first:], maps.items(), strict=False):
                 ax.imshow(overlay(images[i], found[i, q]))
                 if i == 0:
                     ax.text(0.5, 1.2, label, transform=ax.transAxes, ha="center", weight="bold")
-            row[first].text(0, 1.04, f"“{texts[i][q]}”", transform=row[first].transAxes, fontsize=8)
-    fig.suptitle(title or "Relevance of image patches to a query", x=0.01, ha="left")
+    fig.suptitle(title or "Relevance of image patches to a query", x=0.005, y=0.99, ha="left", va="top")
     return fig
 
 
@@ -80,7 +84,7 @@ def plot_scores(scores: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     a panel a metric, the mean over scenes with its 95 % interval for each model and text, baselines as lines."""
     summary, known = localisation.summarise(scores), localisation.summarise(baselines)
     models = list(scores["model"].unique())
-    fig, axes = plt.subplots(1, len(_METRICS), figsize=(10, 3.6), layout="constrained")
+    fig, axes = plt.subplots(1, len(_METRICS), figsize=(11, 3.6), layout="constrained")
     for ax, (metric, title) in zip(axes, _METRICS.items(), strict=True):
         for m, model in enumerate(models):
             rows = summary[(summary["model"] == model) & (summary["metric"] == metric)].set_index("source")
@@ -106,8 +110,8 @@ def plot_scores(scores: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.5, 2.5)
         ax.set_title(title)
         ax.grid(axis="x", visible=False)
-    axes[0].legend(fontsize=8)
-    fig.supxlabel("the map is that for", fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    fig.supxlabel("the text that the map is for", fontsize=9)
     fig.suptitle(_score_finding(scores), x=0.01, ha="left")
     return fig
 
@@ -130,7 +134,7 @@ def plot_noise(noise: pd.DataFrame) -> Figure:
     line a model and part of the map with its 95 % interval, the background's share of the area dashed."""
     dashes = {"positive": "-", "absolute": "--", "first": "-.", "second": ":"}
     names = {"positive": "A1 − λA2, what is added", "absolute": "A1 − λA2, absolute", "first": "A1", "second": "A2"}
-    fig, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
     for (model, part), rows in noise.groupby(["model", "part"], sort=False):
         layers = rows.groupby("layer")["noise"]
         mean, half = 100 * layers.mean(), 196 * layers.sem()
@@ -149,6 +153,15 @@ def plot_noise(noise: pd.DataFrame) -> Figure:
         100 * noise["area"].mean(), color=style.FAINT, linestyle=(0, (1, 1)), label="background's share of the area"
     )
     ax.set(xlabel="layer", ylabel="class-token attention on background (%)", xticks=sorted(noise["layer"].unique()))
-    ax.legend(fontsize=8)
-    fig.suptitle("Attention on background, layer by layer", x=0.01, ha="left")
+    fig.legend(loc="outside right upper", fontsize=8)
+    fig.suptitle(_noise_finding(noise), x=0.01, ha="left")
     return fig
+
+
+def _noise_finding(noise: pd.DataFrame) -> str:
+    """The mean over layers of each model's `positive` part with its 95 % interval, in words."""
+    found = []
+    for model, rows in noise[noise["part"] == "positive"].groupby("model", sort=False):
+        scenes = rows.groupby("scene")["noise"].mean()
+        found.append(f"{style.label(model)} {100 * scenes.mean():.1f} ± {196 * scenes.sem():.1f} %")
+    return f"Attention on background, mean over layers: {', '.join(found)}"

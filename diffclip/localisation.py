@@ -98,13 +98,18 @@ def _pixels(maps: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> tuple[np.n
 class Queries:
     """N scenes, two objects of each asked for. images: uint8 [N, S, S, 3]; masks: bool [N, 2, S, S], the two objects;
     occupied: bool [N, S, S], any object; texts: N times (first object, second object, one that is not there);
-    scenes: their indices in the stream."""
+    scenes: what was rendered, to render it larger for a figure."""
 
     images: np.ndarray
     masks: np.ndarray
     occupied: np.ndarray
     texts: list[tuple[str, str, str]]
-    scenes: list[int]
+    scenes: list[world.Scene]
+
+    @property
+    def indices(self) -> list[int]:
+        """Where the scenes are in their stream."""
+        return [scene.index for scene in self.scenes]
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -118,20 +123,20 @@ def make_queries(n: int = 400, size: int = 48, *, seed: int = SCENES_SEED) -> Qu
     if n < 1:
         raise ValueError(f"At least one scene is needed; got n={n}.")
     chosen = []
-    for index, scene, image, masks in _candidates(size, seed):
+    for scene, image, masks in _candidates(size, seed):
         if masks[:2].mean((1, 2)).min() >= SMALLEST:
-            chosen.append((image, masks[:2], masks.any(0), _texts(scene), index))
+            chosen.append((image, masks[:2], masks.any(0), _texts(scene), scene))
         if len(chosen) == n:
             break
     picture, pair, occupied, texts, scenes = zip(*chosen, strict=True)
     return Queries(np.stack(picture), np.stack(pair), np.stack(occupied), list(texts), list(scenes))
 
 
-def _candidates(size: int, seed: int) -> Iterator[tuple[int, world.Scene, np.ndarray, np.ndarray]]:
+def _candidates(size: int, seed: int) -> Iterator[tuple[world.Scene, np.ndarray, np.ndarray]]:
     index = 0
     while True:
         scene = world.sample_scene(index, seed=seed, kind=("pair", "several")[index % 2])  # no shape occurs twice
-        yield index, scene, *world.render_with_masks(scene, size)
+        yield scene, *world.render_with_masks(scene, size)
         index += 1
 
 
@@ -185,7 +190,9 @@ def score_baselines(queries: Queries, grid: int) -> pd.DataFrame:
     centre = np.exp(-(place[:, None] ** 2 + place[None] ** 2) / (2 * 0.25**2))
     frames = []
     for k in (0, 1):
-        random = np.stack([Draws(SCENES_SEED, s, 32, k).array(grid * grid).reshape(grid, grid) for s in queries.scenes])
+        random = np.stack(
+            [Draws(SCENES_SEED, s, 32, k).array(grid * grid).reshape(grid, grid) for s in queries.indices]
+        )
         ceiling = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(queries.masks[:, k]).double(), grid)
         frames.append(_frame(queries, k, "centre", np.broadcast_to(centre, random.shape).copy()))
         frames += [_frame(queries, k, "random", random), _frame(queries, k, "ceiling", ceiling)]
@@ -219,7 +226,7 @@ def score_noise(
                 for pixels, chosen in _batches(model, queries, batch_size)
             ]
         )  # [N, layers]
-        scene, layer = (x.ravel() for x in np.meshgrid(queries.scenes, range(noise.shape[1]), indexing="ij"))
+        scene, layer = (x.ravel() for x in np.meshgrid(queries.indices, range(noise.shape[1]), indexing="ij"))
         columns = {"scene": scene, "layer": layer, "part": part, "noise": noise.ravel()}
         frames.append(pd.DataFrame(columns | {"area": np.repeat(area, noise.shape[1])}))
     frame = pd.concat(frames, ignore_index=True)
@@ -255,7 +262,7 @@ def _frame(queries: Queries, k: int, source: str, maps: np.ndarray | Tensor) -> 
     masks = queries.masks[:, k]
     return pd.DataFrame(
         {
-            "scene": queries.scenes,
+            "scene": queries.indices,
             "object": k,
             "query": [texts[k] for texts in queries.texts],
             "source": source,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from diffclip import explain, explain_figures, localisation, style
+from diffclip import explain, explain_figures, localisation, style, world
 from diffclip.localisation import auc, pointing_game, share_on_object
 from diffclip.model import create_model
 from diffclip.tokenizer import tokenize
@@ -118,13 +118,11 @@ def test_queries(queries):
 
 
 def test_absent_objects_are_absent(queries):
-    from diffclip import world
-
-    for index, texts in zip(queries.scenes, queries.texts, strict=True):
-        scene = world.sample_scene(index, seed=localisation.SCENES_SEED, kind=("pair", "several")[index % 2])
+    for scene, texts in zip(queries.scenes, queries.texts, strict=True):
         colour, shape = texts[2].split()[-2:]
         assert shape not in scene.counts and colour not in {t.colour for t in scene.things}
         assert colour in world.COLOURS and shape in world.SHAPES
+        assert scene == world.sample_scene(scene.index, seed=localisation.SCENES_SEED, kind=scene.kind)
         for text, thing in zip(texts, scene.things[:2], strict=False):
             assert text.endswith(f"{thing.colour} {thing.shape}")
 
@@ -148,7 +146,7 @@ def test_score_maps(queries, variant):
     other = localisation.score_maps(model, queries, negative="signed", batch_size=64)
     for metric in SCORES:
         np.testing.assert_allclose(frame[metric], other[metric], atol=1e-3)  # batches do not matter
-    row = frame[(frame["scene"] == queries.scenes[3]) & (frame["object"] == 1)]
+    row = frame[(frame["scene"] == queries.indices[3]) & (frame["object"] == 1)]
     assert (row["query"] == queries.texts[3][1]).all() and np.allclose(row["area"], queries.masks[3, 1].mean())
 
 
@@ -191,7 +189,7 @@ def test_noise_frame(queries):
     assert len(frame) == 12 * 2 and set(frame["part"]) == {"positive"} and frame["noise"].between(0, 1).all()
     frame = localisation.score_noise(diffclip, queries, batch_size=5)
     assert len(frame) == 12 * 2 * 4 and set(frame["part"]) == set(explain.PARTS)
-    one = frame[(frame["scene"] == queries.scenes[7]) & (frame["part"] == "second")]
+    one = frame[(frame["scene"] == queries.indices[7]) & (frame["part"] == "second")]
     pixels = next(localisation._batches(diffclip, queries, 12))[0][7:8]
     expected = explain.attention_noise(diffclip, pixels, torch.from_numpy(queries.occupied[7:8]), part="second")
     np.testing.assert_allclose(one.sort_values("layer")["noise"], expected[0], rtol=1e-4)
@@ -201,8 +199,8 @@ def test_noise_frame(queries):
 def test_summaries_count_scenes_not_objects(queries):
     frame = localisation.score_maps(create_model("clip", "smoke", seed=0), queries)
     scenes = localisation.by_scene(frame, "asked", "auc")
-    assert len(scenes) == 12 and scenes.index.tolist() == queries.scenes
-    first = frame[(frame["scene"] == queries.scenes[0]) & (frame["source"] == "asked")]
+    assert len(scenes) == 12 and scenes.index.tolist() == queries.indices
+    first = frame[(frame["scene"] == queries.indices[0]) & (frame["source"] == "asked")]
     assert scenes.iloc[0] == pytest.approx(first["auc"].mean())
     row = localisation.summarise(frame).query("source == 'asked' and metric == 'auc'").iloc[0]
     half = 2.200985 * scenes.std() / 12**0.5  # Student's t with 11 degrees of freedom
