@@ -101,7 +101,8 @@ class Corpus:
         self.fingerprint = {
             "name": spec.name,
             "display_name": spec.display_name,
-            "source": manifest["source"],
+            # Not where it came from on this machine: the same data in another folder is the same.
+            "source": {k: v for k, v in manifest["source"].items() if k not in ("folder", "file")},
             "image_size": manifest["image_size"],
             "pairs": len(self.dataset),
             "hash": manifest["hash"],

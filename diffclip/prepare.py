@@ -22,8 +22,10 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +41,7 @@ from typing import Protocol
 import datasets
 import filelock
 import pyarrow as pa
+from huggingface_hub.utils import disable_progress_bars
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
@@ -681,7 +684,8 @@ def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
                 workers, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
             )
             try:
-                futures = {pool.submit(_do_part, *job): number for number, job in jobs.items()}
+                with _hidden_script():
+                    futures = {pool.submit(_do_part, *job): number for number, job in jobs.items()}
                 for future in as_completed(futures):
                     try:
                         yield futures[future], future.result()
@@ -709,8 +713,23 @@ def _run(jobs: dict[int, tuple], workers: int) -> Iterator[tuple[int, dict]]:
         ) from failures[0]
 
 
+@contextmanager
+def _hidden_script() -> Iterator[None]:
+    """Let new processes start without importing the script that runs here, as they otherwise do.
+
+    They have no use for it, and one without the `if __name__ == "__main__":` guard would run a second time in each.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C go silently; the parent tells
+    disable_progress_bars()  # of each download: several at once would write over the one bar that counts
 
     def watch() -> None:  # a parent that is killed outright tells nobody
         while os.getppid() == parent:

@@ -178,6 +178,35 @@ def test_processes_change_nothing(tmp_path):
     assert one == two
 
 
+@pytest.mark.processes
+def test_a_script_without_a_guard_may_call_it(tmp_path):
+    write_shards(tmp_path / "shards", 2, 4)
+    script = (
+        "from diffclip.prepare import prepare\n"
+        f"m = prepare('pictures', {str(tmp_path / 'shards')!r}, {str(tmp_path / 'out')!r}, image_size=32, workers=2)\n"
+        "print(m['pairs'])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-"],  # not even a file
+        input=script,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout == "8\n", run.stderr
+
+
+def test_the_same_data_elsewhere_is_the_same_corpus(tmp_path):
+    found = []
+    for place in ("here", "there"):
+        write_shards(tmp_path / place / "shards", 1, 3)
+        prepare("pictures", tmp_path / place / "shards", tmp_path / place / "out", image_size=32)
+        found.append(opened(tmp_path / place / "out").fingerprint)
+    assert found[0] == found[1]
+    assert str(tmp_path) not in json.dumps(found)
+
+
 def test_bad_samples_are_skipped_counted_and_listed(tmp_path):
     samples = [sample(i) for i in range(9)]
     samples[1][1]["jpg"] = b"not an image"
