@@ -362,6 +362,23 @@ def test_the_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, check_disk=False, workers=1)
 
 
+def test_a_disk_that_fills_up_on_the_way_is_explained_and_loses_nothing(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards", 2, 3)
+    real, calls = module.written_whole, []
+
+    def filling(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(module, "written_whole", filling)
+    with pytest.raises(DiskSpaceError, match="filled up.*is kept"):
+        prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, workers=1)
+    assert len(list((tmp_path / "out").glob("part-*.json"))) == 1
+    assert prepare("pictures", tmp_path / "shards", tmp_path / "out", image_size=32, workers=1)["pairs"] == 6
+
+
 def test_the_disk_estimate_is_said_and_about_right(tmp_path, monkeypatch):
     write_shards(tmp_path / "shards", 2, 40)
     monkeypatch.setattr(module, "_size", lambda count: f"<{count:.0f}>")
