@@ -26,3 +26,24 @@ def data_root(tmp_path_factory):
         del os.environ["DIFFCLIP_DATA"]
     else:
         os.environ["DIFFCLIP_DATA"] = before
+
+
+@pytest.fixture
+def make_notebook():
+    """make_notebook(path, *cells): write an unexecuted notebook whose first cell holds the parameters.
+
+    A cell is its source, or (source, tag, ...).
+    """
+    import nbformat
+
+    def make(path, *cells, parameters='scale = "mini"'):
+        new = nbformat.v4.new_code_cell
+        notebook = nbformat.v4.new_notebook(cells=[new(parameters, metadata={"tags": ["parameters"]})])
+        for cell in cells:
+            source, *tags = (cell,) if isinstance(cell, str) else cell
+            notebook.cells.append(new(source, metadata={"tags": tags} if tags else {}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, path)
+        return path
+
+    return make
