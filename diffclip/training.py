@@ -136,6 +136,11 @@ class Schedule:
         return self.pairs // self.recipe.batch_size
 
     @property
+    def left_out(self) -> int:
+        """Pairs of an epoch that fill no batch."""
+        return self.pairs % self.recipe.batch_size
+
+    @property
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
@@ -359,7 +364,7 @@ class _Trainer:
         self.schedule = config.recipe.schedule(len(corpus))
         self.progress = progress
         self.own_accelerator = accelerator is None
-        self.accelerator = accelerator or _make_accelerator(self.recipe, folder.path, trackers)
+        self.accelerator = accelerator or make_accelerator(self.recipe, folder.path, trackers)
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
@@ -507,10 +512,9 @@ class _Trainer:
         }
         sessions = [*config.get("sessions", []), session]
         self.folder.write_config({**self.config.to_dict(), "sessions": sessions})
-        dropped = len(self.corpus) % self.recipe.batch_size
         log.info(
             "%s: %d steps of %d pairs from step %d; of %d pairs, each epoch leaves out another %d that fill no batch.",
-            self.config.name, self.schedule.last_step, self.recipe.batch_size, self.steps, len(self.corpus), dropped,
+            self.config.name, self.schedule.last_step, self.recipe.batch_size, self.steps, len(self.corpus), self.schedule.left_out,
         )  # fmt: skip
 
     def _start_trackers(self) -> None:
@@ -666,7 +670,8 @@ def _processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
-def _make_accelerator(recipe: Recipe, run_dir: Path, trackers: tuple[str, ...]) -> Accelerator:
+def make_accelerator(recipe: Recipe, run_dir: Path = Path(), trackers: tuple[str, ...] = ()) -> Accelerator:
+    """Accelerate as this trainer uses it: the recipe's precision, DDP without surprises, trackers into `run_dir`."""
     for name in trackers:
         if name not in TRACKERS:
             raise ValueError(f"Unknown tracker {name!r}; choose from {', '.join(TRACKERS)}.")

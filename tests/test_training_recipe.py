@@ -36,6 +36,7 @@ def test_schedule_equals_the_golden_values():
         batch_size=10,
     )
     schedule = recipe.schedule(pairs=10 * g["steps_per_epoch"] + 9)
+    assert schedule.left_out == 9
     assert schedule.steps_per_epoch == g["steps_per_epoch"] and schedule.total_steps == len(expected)
     rates = torch.tensor([schedule.learning_rate(step) for step in range(len(expected))], dtype=torch.float64)
     torch.testing.assert_close(rates, expected.double(), rtol=1e-12, atol=0)
