@@ -90,9 +90,10 @@ _REAL = {
     "cc12m": CorpusSpec("cc12m", "prepared", image_size=224),
 }
 _PAPER = Recipe()
-# Small models see few steps: they want a higher rate, a smaller batch, and little decay, or they stay at the start.
+# A small model on a small corpus lives on the number of its steps: with the same 51 200 samples seen, a batch of 64 reached
+# an accuracy of 0.33 among 250 held-out pairs, 128 reached 0.19 and 256 reached 0.11.
 _SMALL = replace(
-    _PAPER, learning_rate=2e-3, weight_decay=0.1, batch_size=256, precision="no", log_every=5, save_every=50
+    _PAPER, learning_rate=1.5e-3, weight_decay=0.1, batch_size=64, precision="no", log_every=10, save_every=200
 )
 
 SCALES: dict[str, Scale] = {
@@ -103,7 +104,7 @@ SCALES: dict[str, Scale] = {
             summary="every path in seconds, for tests; the numbers mean nothing",
             size="smoke",
             corpora=_world(256, 32),
-            recipe=replace(_SMALL, epochs=2, batch_size=64, log_every=1, save_every=4),
+            recipe=replace(_SMALL, epochs=2, log_every=1, save_every=4),
             seeds=(0,),
             episodes=50,
             bootstrap=200,
@@ -114,8 +115,8 @@ SCALES: dict[str, Scale] = {
             name="mini",
             summary="everything, trained here on generated scenes; small models, real measurements",
             size="mini",
-            corpora=_world(8000, 48),
-            recipe=replace(_SMALL, epochs=6, workers=0),
+            corpora=_world(6400, 48),
+            recipe=replace(_SMALL, epochs=6),
             seeds=(0,),
             episodes=5000,
             bootstrap=2000,
