@@ -1,7 +1,10 @@
 """What every test shares: no network, no window, no writing outside temporary folders, the same examples every time."""
 
 import os
+from pathlib import Path
 
+# Processes that tests start find this checkout, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 # Before any import of the libraries that read them. A test of the hub sets its own endpoint, and asks for online mode.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
