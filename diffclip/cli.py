@@ -172,6 +172,7 @@ def _train_arguments(parser):
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, help="default: data/runs/SCALE/CORPUS-VARIANT-seedSEED")
+    parser.add_argument("--dry-run", action="store_true", help="train nothing: say what it would take on this machine")
     parser.add_argument("--wandb", action="store_true", help="track with Weights & Biases too, besides TensorBoard")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     group = parser.add_argument_group("recipe", "each setting of training.Recipe; the default is the scale's")
@@ -197,12 +198,20 @@ def train(args) -> None:
     from diffclip.training import Recipe, ensure_run
 
     given = {f.name: getattr(args, f.name) for f in fields(Recipe) if getattr(args, f.name) is not None}
+    recipe = replace(get_scale(args.scale).recipe, **given)
+    if args.dry_run:
+        from diffclip.budget import dry_run
+
+        budget = dry_run(args.scale, args.corpus, args.variant, recipe=recipe)
+        if PartialState().is_main_process:
+            print(budget)
+        return
     run = ensure_run(
         args.scale,
         args.corpus,
         args.variant,
         args.seed,
-        recipe=replace(get_scale(args.scale).recipe, **given),
+        recipe=recipe,
         run_dir=args.run_dir,
         progress=not args.quiet,
         trackers=("tensorboard", "wandb") if args.wandb else ("tensorboard",),

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ IMPORTS = (
     "sklearn",
     "papermill",
 )
-# training_rate("mini") on the two-core machine that the minutes of smoke and mini in scales.py were measured on.
-RATE_OF_MINI = 600.0
 
 
 @dataclass(frozen=True)
@@ -56,75 +53,76 @@ class Machine:
         return found
 
 
-def report(say: Callable[[str], None] = print, seconds: float = 1.5) -> None:
-    """Say what is here and what it is good for; measures for about `seconds` per kind of model, on each kind of device."""
+def report(say: Callable[[str], None] = print) -> None:
+    """Say what is here and what it is good for; trains some steps of the models whose time it tells."""
     from diffclip.paths import data_root
     from diffclip.scales import SCALES
 
     machine = look(data_root())
     for label, text in _facts(machine, data_root()):
         say(f"{label:<10}{text}")
-    say("")
-    rates = Rates(seconds)
+    pace = Pace()
     for scale in SCALES.values():
         lacks = machine.lacks(scale.needs)
-        say(f"{scale.name:<10}{'not here: needs ' + ', '.join(lacks) if lacks else 'feasible'}")
+        say(f"\n{scale.name:<10}{'not here: needs ' + ', '.join(lacks) if lacks else 'feasible'}")
         say(f"{'':<10}{scale.summary}")
-        for line in _times(scale, machine, rates, bool(lacks)):
+        for line in _times(scale, pace, bool(lacks)):
             say(f"{'':<10}{line}")
 
 
-class Rates:
-    """Training rates of this machine, each measured at most once. A model too large to time on a CPU is reckoned from the
-    mini model by the operations of an image and its caption."""
+class Pace:
+    """How fast this machine trains. A model is timed on what it is meant for; one meant for GPUs is, on a CPU, reckoned
+    from the mini model by the operations of an image and its caption."""
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.known: dict[str, float] = {}
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[float, str]] = {}
 
-    def of(self, size: str) -> tuple[float, str]:
-        """(images a second on one device, "measured" or "reckoned")"""
+    def of(self, scale) -> tuple[float, str]:
+        """(pairs a second on all devices of this machine together, "measured" or "reckoned")"""
+        if scale.name not in self.known:
+            self.known[scale.name] = self._measure(scale)
+        return self.known[scale.name]
+
+    def _measure(self, scale) -> tuple[float, str]:
         import torch
+        from accelerate.state import AcceleratorState
 
-        from diffclip.anatomy import counted_flops
-        from diffclip.model import SIZES
+        from diffclip.budget import dry_run, model_flops
+        from diffclip.scales import get_scale
 
-        small = SIZES[size].vision.width <= SIZES["mini"].vision.width
-        if not small and not torch.cuda.is_available():
-            ratio = sum(counted_flops("diffclip", "mini").values()) / sum(counted_flops("diffclip", size).values())
-            return self.of("mini")[0] * ratio, "reckoned"
-        if size not in self.known:
-            self.known[size] = training_rate(size, self.seconds)
-        return self.known[size], "measured"
+        if scale.needs.gpus and not torch.cuda.is_available():
+            mini = get_scale("mini")
+            ratio = model_flops(mini.model).training / model_flops(scale.model).training
+            return self.of(mini)[0] * ratio, "reckoned"
+        budget = dry_run(scale.name, "cc12m", "diffclip")
+        AcceleratorState._reset_state()  # it keeps a process's precision, and scales differ in theirs
+        return scale.recipe.batch_size / budget.step_seconds, "measured"
 
 
-def trained_images(scale) -> tuple[int, int]:
-    """(models, images seen by all of them) that the notebooks train at a scale: CLIP and DiffCLIP on both corpora, and for
+def trained_pairs(scale) -> tuple[int, int]:
+    """(models, pairs seen by all of them) that the notebooks train at a scale: CLIP and DiffCLIP on both corpora, and for
     figure 5 the two other variants on the larger one. A real corpus counts with the paper's number of pairs."""
-    paper = {"cc3m": 2_300_000, "cc12m": 7_900_000}
-    pairs = {name: spec.pairs or paper[name] for name, spec in scale.corpora.items()}
+    from diffclip.budget import PAPER_PAIRS
+
+    pairs = {name: spec.pairs or PAPER_PAIRS[name] for name, spec in scale.corpora.items()}
     models = [pairs["cc3m"]] * 2 + [pairs["cc12m"]] * 4
     return len(models) * len(scale.seeds), sum(models) * scale.recipe.epochs * len(scale.seeds)
 
 
-def _times(scale, machine: Machine, rates: Rates, lacking: bool) -> Iterable[str]:
-    devices = max(1, len(machine.gpus))
+def _times(scale, pace: Pace, lacking: bool) -> Iterable[str]:
+    training = 0.0
     if scale.trains:
-        rate, how = rates.of(scale.size)
-        models, images = trained_images(scale)
-        where = f"{devices} devices" if devices > 1 else "this GPU" if machine.gpus else "this CPU"
-        yield (
-            f"training {models} models: {roughly(images / rate / devices)} on {where} "
-            f"({rate * devices:,.3g} images/s, {how})"
-        )
+        rate, how = pace.of(scale)
+        models, pairs = trained_pairs(scale)
+        training = pairs / rate  # seconds
+        yield f"training {models} models here: {roughly(training)} ({rate:,.3g} pairs/s, {how})"
     before = _last_time(scale)
     if before is not None:
         yield f"all notebooks: took {duration(before)} here"
-    elif not lacking:
-        slower = max(1.0, RATE_OF_MINI / rates.of("mini")[0]) if not scale.needs.gpus else 1.0
-        yield f"all notebooks: {roughly(60 * scale.minutes * slower)}"
+    elif not lacking and training < 60 * scale.minutes:
+        yield f"all notebooks: {roughly(60 * scale.minutes)}"
     else:
-        yield f"all notebooks: {roughly(60 * scale.minutes)} on a machine with {scale.needs}"
+        yield f"all notebooks: {roughly(60 * scale.minutes)} on an otherwise idle machine with {scale.needs}"
 
 
 def roughly(seconds: float) -> str:
@@ -233,42 +231,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def training_rate(size: str, seconds: float = 1.5) -> float:
-    """Images a second that one device of this machine trains a model of that size at: DiffCLIP, random pixels, some steps.
-
-    Forward, loss, backward and AdamW at a batch the machine surely holds, in the precision the trainer would choose; no
-    data is read, so a slow disk or too few cores for decoding make real training slower.
-    """
-    import torch
-
-    from diffclip.model import SIZES, contrastive_loss, create_model
-    from diffclip.training import Recipe, make_optimizer, resolve_precision
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision("auto", device)
-    config = SIZES[size]
-    batch = 256 if config.vision.width < 384 or device.type == "cuda" else 4
-    with torch.random.fork_rng():
-        model = create_model("diffclip", size, seed=0).to(device).train()
-        optimizer = make_optimizer(model, Recipe())
-        images = torch.randn(batch, 3, config.vision.image_size, config.vision.image_size, device=device)
-        tokens = torch.randint(1, 1000, (batch, config.text.context_length), device=device)
-
-        def step():
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision != "no"):
-                out = model(images, tokens)
-            loss, _ = contrastive_loss(out["image_embed"].float(), out["text_embed"].float(), out["logit_scale"])
-            loss.backward()
-            optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        step()
-        steps, begin = 0, time.perf_counter()
-        while steps < 1 or time.perf_counter() - begin < seconds:
-            step()
-            steps += 1
-        return steps * batch / (time.perf_counter() - begin)

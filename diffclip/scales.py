@@ -29,7 +29,8 @@ class Needs:
     def __str__(self) -> str:
         gpus = "a GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
         words = [f"{gpus} with {self.gpu_memory:g} GB"] * bool(self.gpus)
-        words += [f"{self.cores} CPU cores", f"{self.memory:g} GB of memory", f"{self.disk:g} GB of disk"]
+        cores = "any CPU" if self.cores == 1 else f"{self.cores} CPU cores"
+        words += [cores, f"{self.memory:g} GB of memory", f"{self.disk:g} GB of disk"]
         return ", ".join(words + ["the hub"] * self.hub)
 
 
