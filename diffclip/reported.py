@@ -7,6 +7,7 @@ by this project. `compare` sets our numbers beside them; it never treats a gener
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -77,9 +78,13 @@ def load(path: str | Path | None = None) -> pd.DataFrame:
     """The 210 reported numbers, one a row, validated. Columns `COLUMNS`; `value` is in percent except for the radar's
     counts (`metric` is `pairs_correct_of_15`). Raises ValueError if the file is not the one this code was written for.
     """
-    source = Path(path) if path is not None else csv_path()
-    frame = pd.read_csv(source, dtype={column: str for column in COLUMNS if column != "value"}, keep_default_na=False)
-    validate(frame, name=source.name)
+    return _load(Path(path) if path is not None else csv_path()).copy()
+
+
+@cache
+def _load(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype={column: str for column in COLUMNS if column != "value"}, keep_default_na=False)
+    validate(frame, name=path.name)
     return frame
 
 

@@ -9,32 +9,16 @@ import pandas as pd
 
 from diffclip import reported
 
-NINE = dict(
-    zip(
-        reported.CLASSIFICATION,
-        (
-            "made-up-a",
-            "made-up-b",
-            "made-up-c",
-            "made-up-d",
-            "made-up-e",
-            "made-up-f",
-            "made-up-g",
-            "made-up-h",
-            "made-up-i",
-        ),
-        strict=True,
-    )
-)
+NINE = {name: f"made-up-{own}" for name, own in zip(reported.CLASSIFICATION, "abcdefghi", strict=True)}
 OTHERS = {
     "Flickr30k": "made-up-stories",
     "Flickr8k": "made-up-tales",
     "MSCOCO": "made-up-scenes",
-    "ImageNet": "made-up-many",
-    "ImageNet-V2": "made-up-again",
-    "ImageNet-A": "made-up-clutter",
-    "ImageNet-R": "made-up-rendition",
-    "ImageNet-Sketch": "made-up-sketch",
+    "ImageNet": "made-up-things",
+    "ImageNet-V2": "made-up-things-resampled",
+    "ImageNet-A": "made-up-things-cluttered",
+    "ImageNet-R": "made-up-things-renditions",
+    "ImageNet-Sketch": "made-up-things-sketches",
 }
 PATTERNS = (
     *(name for name in reported.CONTENTS["figure4"]["mmvp_vlm"] if name != reported.AVERAGE),

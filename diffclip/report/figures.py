@@ -57,6 +57,7 @@ def figure3(results: Results) -> Figure:
         for row, pretraining in zip(axes, pretrainings, strict=True):
             for ax, origin in zip(row, origins, strict=True):
                 _bars(ax, origin, pretraining, PAIR, dict(zip(_set_labels(origin, names), keys, strict=True)))
+                ax.tick_params(axis="x", labelsize=7.5)  # our sets have long names, and whose place they take
                 ax.set_ylabel("Zero-shot accuracy, %")
         finding = _finding(results, [(p, "DiffCLIP", *key) for p in pretrainings for key in keys[:-1]], "comparisons")
         _finish(fig, f"Figure 3. Base set and shifts: {finding}", PAIR, results)
@@ -131,7 +132,7 @@ def _finding_of_variants(results: Results, pretraining: str, models: tuple[str, 
     found = {m: tally([results.difference(pretraining, m, *key) for key in SIX.values()]) for m in models}
     how = "as reported, by sign" if results.is_paper else "beyond noise"
     counts = ", ".join(f"{model} {counts.better} / {counts.worse}" for model, counts in found.items())
-    return f"Better / worse than CLIP {how}, of {len(SIX)} task groups: {counts}"
+    return f"Better / worse than CLIP {how}, of {len(SIX)} groups: {counts}"
 
 
 def _set_labels(results: Results, names: tuple[str, ...]) -> list[str]:
@@ -143,7 +144,7 @@ def _set_labels(results: Results, names: tuple[str, ...]) -> list[str]:
     return labels
 
 
-def _wrapped(text: str, width: int = 14) -> str:
+def _wrapped(text: str, width: int = 15) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
@@ -293,12 +294,13 @@ def _finish(fig: Figure, title: str, models: tuple[str, ...], results: Results, 
     if lines or not results.is_paper:
         handles.append(Line2D([], [], color=style.INK, linewidth=1.2, label="95 % interval"))
     fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), columnspacing=1.4, handletextpad=0.5)
-    if results.is_paper:
-        return
-    marks = [Line2D([], [], linestyle="", label=f"{mark} {_OF_CLIP[v]}") for v, mark in style.VERDICT_MARKS.items()]
-    legend = fig.legend(handles=marks, loc="outside lower right", ncols=len(marks), columnspacing=1.0, handlelength=0)
-    for text, verdict in zip(legend.get_texts(), style.VERDICT_MARKS, strict=True):
-        text.set_color(style.VERDICT_COLOURS[verdict])
+    if not results.is_paper:
+        marks = [Line2D([], [], linestyle="", label=f"{mark} {_OF_CLIP[v]}") for v, mark in style.VERDICT_MARKS.items()]
+        legend = fig.legend(handles=marks, loc="outside lower right", ncols=len(marks), columnspacing=1, handlelength=0)
+        for text, verdict in zip(legend.get_texts(), style.VERDICT_MARKS, strict=True):
+            text.set_color(style.VERDICT_COLOURS[verdict])
+    fig.draw_without_rendering()  # lays out once, for all the formats it is going to be written in
+    fig.set_layout_engine("none")
 
 
 _OF_CLIP = {"improvement": "better than CLIP", "decline": "worse than CLIP", "within noise": "within noise"}

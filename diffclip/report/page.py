@@ -12,9 +12,11 @@ from markupsafe import Markup, escape
 
 from .. import __version__, style
 from ..reported import AVERAGE
+from . import tables
 from .results import MMVP_ALL, Results, paper, tally
 from .tables import TASK_TITLES, interval, signed
 
+ORDER = ("figure1", "table1", "table2", "figure2", "figure3", "figure4", "figure5", "table3")
 SUMMARY = (  # what is counted: task, metric
     ("linear_probe", "accuracy"),
     ("few_shot", "accuracy"),
@@ -41,8 +43,9 @@ def render(results: Results, built: list, beside: pd.DataFrame, runs: list[dict]
         headline=headline(results, beside),
         summary=rows,
         total=total,
-        parts=[_part(one) for one in built],
-        figure2=_figure2(folder),
+        parts=sorted(
+            [*map(_part, built), _figure2(folder, results.origin)], key=lambda part: ORDER.index(part["name"])
+        ),
         beside=_beside_rows(beside),
         chance=_chance_rows(results),
         runs=[_run(config) for config in runs],
@@ -111,33 +114,41 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def _part(one) -> dict:
-    part = {
-        "name": one.part.name,
-        "title": one.part.title,
-        "missing": _code(one.missing),
-        "table": None,
-        "image": None,
-        "alt": "",
-    }
+    part = {"name": one.part.name, "title": one.part.title, "missing": _code(one.missing), "table": None, "images": []}
     if one.table is not None:
         part["table"] = Markup(one.table.to_html())
     if one.figure is not None:
-        part["image"] = data_uri(style.render(one.figure, "svg"), "image/svg+xml")
-        part["alt"] = f"{one.figure.get_suptitle()} {one.part.about}".replace("\n", " ")
+        alt = f"{one.figure.get_suptitle()} {one.part.about}".replace("\n", " ")
+        part["images"] = [{"source": data_uri(style.render(one.figure, "svg"), "image/svg+xml"), "alt": alt}]
     return part
+
+
+def _figure2(folder: Path, scale: str) -> dict:
+    """Figure 2 and its companions, as drawn by notebook 07 into the same folder."""
+    images = [
+        {
+            "source": data_uri(file.read_bytes(), "image/png"),
+            "alt": f"Relevance of image regions to a text, for CLIP and DiffCLIP ({file.stem}).",
+        }
+        for file in sorted(folder.glob("figure2*.png"))
+    ]
+    missing = None
+    if not images:
+        missing = tables.missing(
+            "Figure 2, which is drawn from the models themselves,", "07_figure2_attention_maps", scale
+        )
+    return {
+        "name": "figure2",
+        "title": "Figure 2: where the models look",
+        "missing": _code(missing),
+        "table": None,
+        "images": images,
+    }
 
 
 def _code(text: str | None) -> Markup | None:
     """A message for people, with `commands` set as code."""
     return None if text is None else Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _figure2(folder: Path) -> list[dict]:
-    """Figure 2 and its companions, as drawn by diffclip.explain in the same folder."""
-    return [
-        {"name": file.stem, "image": data_uri(file.read_bytes(), "image/png")}
-        for file in sorted(folder.glob("figure2*.png"))
-    ]
 
 
 def _beside_rows(beside: pd.DataFrame) -> list[dict]:
@@ -264,8 +275,7 @@ better than CLIP under the same conditions.</p>
 <nav aria-label="Contents">
 <a href="#summary">Summary</a>
 {% for part in parts %}<a href="#part-{{ part.name }}">{{ part.title.split(":")[0] }}</a>
-{% if part.name == "table2" %}<a href="#part-figure2">Figure 2</a>
-{% endif %}{% endfor %}
+{% endfor %}
 <a href="#beside">All comparisons</a> <a href="#chance">Guessing</a> <a href="#provenance">Provenance</a>
 </nav>
 </header>
@@ -296,19 +306,10 @@ better than CLIP under the same conditions.</p>
 <p class="missing">{{ part.missing }}</p>
 {% elif part.table %}
 <div class="scroll">{{ part.table }}</div>
-{% else %}
-<figure><img src="{{ part.image }}" alt="{{ part.alt }}"></figure>
 {% endif %}
-{% if part.name == "table2" %}
-<h2 id="part-figure2">Figure 2: where the models look</h2>
-{% for one in figure2 %}
-<figure><img src="{{ one.image }}" alt="Relevance maps of CLIP and DiffCLIP for text queries ({{ one.name }})."></figure>
-{% else %}
-<p class="missing">Figure 2 is drawn from the models themselves, by notebook 07. Make it with
-<code>diffclip reproduce --scale {{ results.origin }} --only 07_figure2_attention_maps</code>, then run
-<code>diffclip report --scale {{ results.origin }}</code>.</p>
+{% for image in part.images %}
+<figure><img src="{{ image.source }}" alt="{{ image.alt }}"></figure>
 {% endfor %}
-{% endif %}
 {% endfor %}
 <h2 id="beside">All comparisons, beside the paper's</h2>
 <p>Differences from CLIP in points. The two columns answer different questions wherever a set takes another's place: hold their

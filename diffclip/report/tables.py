@@ -206,10 +206,11 @@ def _note(results: Results, ours: Tally, frame: pd.DataFrame, notebook: str) -> 
 def _section(results: Results, blocks: dict[str, list[Column]], groups: list[tuple[str, int]], digits: int) -> Section:
     first = next(iter(blocks.values()))
     own = [results.stand_in(c.task, c.name) for c in first]
+    pretrainings = results.pretrainings(*{c.task for columns in blocks.values() for c in columns})
     rows: list = []
     for title, columns in blocks.items():
         rows += [title] * bool(title)
-        for pretraining in results.pretrainings(*{c.task for c in columns}):
+        for pretraining in pretrainings:
             head = results.corpus(pretraining)
             for model in (BASELINE, "DiffCLIP"):
                 numbers = [results.number(pretraining, model, c.task, c.name, c.metric) for c in columns]
