@@ -304,7 +304,7 @@ def load(
     belong together; hub.HubError for what cannot be fetched.
     """
     if isinstance(spec, str):
-        spec = _named(spec, scale)
+        spec = resolve(spec, scale)
     if spec.source == "generated":
         return _open_folder(spec, split, ensure(spec, scale, root=root))
     if spec.source == "hub":
@@ -316,7 +316,7 @@ def load(
     return _open_folder(spec, split, folder)
 
 
-def _named(name: str, scale: str | object) -> BenchmarkSpec:
+def resolve(name: str, scale: str | object) -> BenchmarkSpec:
     try:
         return find(name, scale)
     except BenchmarkError:

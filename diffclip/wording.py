@@ -53,14 +53,14 @@ def describe(thing: Thing, draw: Draws | None = None, many: bool = False) -> str
     if thing.facing == "upside down" and said(0.7):
         before.append("upside-down")
     if thing.fill != "solid":
-        if said(0.85):
+        if said(0.8):
             if draw is not None and draw.u() < 0.3 and thing.fill != "hollow" and thing.colour:
                 before.append(f"{thing.colour} and {thing.accent} {thing.fill}")
             else:
                 before += [thing.fill, thing.colour] if draw is None or draw.u() < 0.5 else [thing.colour, thing.fill]
         else:
             before.append(thing.colour)
-    elif said(0.9):
+    elif said(0.7):
         before.append(thing.colour)
     if thing.form and said(0.7):
         before.append(thing.form)
@@ -145,10 +145,11 @@ def _clean(scene: Scene, draw: Draws) -> str:
     subject = _subject(scene, draw)
     if scene.style != "photo":
         return f"{draw.pick(_MADE_AS[scene.style])} {subject}"
+    # Were the place named in most captions, it and the colour would tell a batch apart, and a model would not learn shapes.
     fate = draw.u()
-    if fate < 0.5:
+    if fate < 0.2:
         subject = f"{subject} {PLACES[scene.background].phrase}"
-    elif fate < 0.6:
+    elif fate < 0.25:
         return f"{PLACES[scene.background].phrase}, {subject}"
     opening = draw.pick(_OPENINGS)
     if scene.kind == "group" and len(scene.things) > 1:

@@ -18,6 +18,11 @@ from diffclip import shapes
 from diffclip.counter import Draws
 
 SHAPES = tuple(shapes.SHAPES)
+# Things are not equally frequent, as on the web; a small model that sees few pictures learns these first.
+COMMON = (
+    "circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow", "house", "tree", "fish", "cup", "flower",
+    "cloud", "drop", "bell",
+)  # fmt: skip
 COLOURS = {
     "red": (214, 57, 54), "orange": (240, 138, 46), "yellow": (248, 205, 62), "green": (74, 158, 84),
     "teal": (42, 166, 166), "blue": (56, 104, 200), "purple": (128, 82, 176), "pink": (240, 138, 172),
@@ -75,7 +80,7 @@ PLACES = {
     "plain wall": Place("on a plain wall", ("circle", "arrow", "key", "apple"), ()),
     "water": Place("under water", ("fish", "drop", "ring", "bolt"), ("blue", "teal")),
 }  # fmt: skip
-KINDS = {"single": 0.36, "pair": 0.26, "group": 0.14, "several": 0.14, "text": 0.10}
+KINDS = {"single": 0.5, "pair": 0.22, "group": 0.12, "several": 0.08, "text": 0.08}
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ def _thing(draw: Draws, background: str, shapes_from: tuple[str, ...] | None, fi
     place = PLACES[background]
     shape = fixed.get("shape")
     if shape is None:
-        pool = shapes_from or (place.expects if draw.chance(0.5) else SHAPES)
+        fate = draw.u()
+        pool = shapes_from or (place.expects if fate < 0.3 else COMMON if fate < 0.85 else SHAPES)
         shape = draw.pick([s for s in pool if s not in taken] or [s for s in SHAPES if s not in taken])
     colour = fixed.get("colour") or draw.pick([c for c in COLOURS if c not in place.avoid])
     fill = "solid" if shape in SOLID_ONLY or draw.chance(0.4) else draw.pick(FILLS[1:])
@@ -202,7 +208,7 @@ def _scatter(draw: Draws, n: int) -> list[tuple[float, float]]:
 
 
 def _single(draw: Draws, background: str, fixed: dict[str, Any]) -> tuple[list[Thing], str]:
-    size = draw.between(0.17, 0.4)
+    size = draw.between(0.21, 0.41)
     room = 0.5 - size * 0.9
     where = {"x": 0.5 + draw.between(-room, room), "y": 0.52 + draw.between(-room, room) * 0.9}
     view = ""

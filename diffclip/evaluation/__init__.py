@@ -1,0 +1,6 @@
+"""Evaluation: one protocol a file, pure functions of features; features.py and runner.py bring models and sets to them."""
+
+from .checks import EvaluationError
+from .runner import TASKS, compare, evaluate
+
+__all__ = ["TASKS", "EvaluationError", "compare", "evaluate"]
