@@ -9,7 +9,7 @@ averages them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,8 +234,28 @@ def score_noise(
     return frame
 
 
+def agreement(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """How alike maps of the same queries are: mean Spearman correlation over maps, for every pair of names.
+
+    maps: name -> [..., grid, grid], of the treatments of negative entries, say, or of models. 1 means that two rank the
+    patches alike everywhere. Maps without any differences have no ranks and are left out.
+    """
+    ranks = {}
+    for name, found in maps.items():
+        found = np.asarray(found, dtype=np.float64)
+        r = stats.rankdata(found.reshape(-1, found.shape[-1] * found.shape[-2]), axis=1)
+        r -= r.mean(1, keepdims=True)
+        length = np.linalg.norm(r, axis=1, keepdims=True)
+        ranks[name] = np.divide(r, length, out=np.full_like(r, np.nan), where=length > 0)
+    table = [[np.nanmean((a * b).sum(1)) for b in ranks.values()] for a in ranks.values()]
+    return pd.DataFrame(table, index=list(ranks), columns=list(ranks))
+
+
 def by_scene(frame: pd.DataFrame, source: str, metric: str) -> pd.Series:
-    """The metric of one source, averaged over the objects of a scene: a number a scene, for intervals and paired tests."""
+    """The metric of one source, averaged over the objects of a scene: a number a scene, in their order.
+
+    Two models are compared with `statistics.compare(outcomes(one), outcomes(other))` of such numbers.
+    """
     chosen = frame[frame["source"] == source]
     if chosen.empty or metric not in frame:
         raise ValueError(

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from diffclip import explain, explain_figures, localisation, style, world
+from diffclip.evaluation import statistics
 from diffclip.localisation import auc, pointing_game, share_on_object
 from diffclip.model import create_model
 from diffclip.tokenizer import tokenize
@@ -171,6 +173,29 @@ def test_every_map_is_scored_against_its_own_object(queries, monkeypatch):
     absent = frame.get_group("absent")
     np.testing.assert_allclose(absent["share"], absent["area"])
     np.testing.assert_allclose(absent["auc"], 0.5)
+
+
+def test_agreement_is_spearmans_correlation():
+    rng = np.random.default_rng(0)
+    one = rng.random((5, 2, 3, 3))
+    other = rng.integers(0, 3, (5, 2, 3, 3)).astype(float)  # with ties
+    found = localisation.agreement({"one": one, "same order": np.exp(5 * one), "reversed": -one, "other": other})
+    assert found.loc["one", "same order"] == pytest.approx(1) and found.loc["one", "reversed"] == pytest.approx(-1)
+    pairs = zip(one.reshape(10, 9), other.reshape(10, 9), strict=True)
+    expected = np.mean([stats.spearmanr(a, b).statistic for a, b in pairs])
+    assert found.loc["one", "other"] == pytest.approx(expected) and found.equals(found.T)
+    flat = other.copy()
+    flat[1:] = 7.0
+    assert localisation.agreement({"a": one, "b": flat}).loc["a", "b"] == pytest.approx(
+        localisation.agreement({"a": one[:1], "b": other[:1]}).loc["a", "b"]
+    )
+
+
+def test_two_models_are_compared_by_scene(queries):
+    scores = [localisation.score_maps(create_model(v, "smoke", seed=0), queries) for v in ("clip", "diffclip")]
+    clip, diffclip = (statistics.outcomes(localisation.by_scene(f, "asked", "share")) for f in scores)
+    found = statistics.compare(clip, diffclip, resamples=200)
+    assert found.difference == pytest.approx(scores[1].query("source == 'asked'")["share"].mean() - found.baseline)
 
 
 def test_baselines(queries):
