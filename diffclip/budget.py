@@ -334,8 +334,8 @@ class Budget:
         fits = "fits" if self.memory <= FULL * self.device_memory else self._advice()
         yield "memory", f"{_bytes(self.memory)} a device ({parts}) of the {_bytes(self.device_memory)} it has: {fits}"
         yield "disk", f"{_bytes(self.run_bytes)} for the run, about {_bytes(self.corpus_bytes)} for the corpus"
-        yield "time", f"{_hours(self.hours)} at {r.batch_size / self.step_seconds:,.3g} pairs/s"
-        loading = f"{1e3 * m.view_seconds:.2g} ms a pair and core to load, by {r.workers} workers a device"
+        yield "time", f"{_span(3600 * self.hours)} at {r.batch_size / self.step_seconds:,.3g} pairs/s"
+        loading = f"{_span(m.view_seconds)} a pair and core to load, by {r.workers} workers a device"
         yield (
             "measured",
             (
@@ -349,7 +349,7 @@ class Budget:
             "the paper",
             (
                 f"CC12M in about {PAPER_A100_DAYS} A100-days, {pace / A100_PEAK:.0%} of their peak; at that pace this "
-                f"training takes {_hours(self.total_flops / pace / 3600)} of one A100"
+                f"training takes {_span(self.total_flops / pace)} of one A100"
             ),
         )
 
@@ -443,9 +443,9 @@ def _bytes(number: float) -> str:
     return f"{number:,.3g} TB"
 
 
-def _hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.2g} seconds"
-    if hours < 1:
-        return f"{hours * 60:.0f} minutes"
-    return f"{hours:.3g} hours" if hours < 48 else f"{hours / 24:,.3g} days"
+def _span(seconds: float) -> str:
+    """A time in the unit that suits it: 0.03 ms to 88,000 days."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 1), ("minutes", 60, 1), ("s", 1, 1)):
+        if seconds >= least * length:
+            return f"{float(f'{seconds / length:.3g}'):,g} {unit}"
+    return f"{1000 * seconds:.3g} ms"
