@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,32 +29,37 @@ PATTERNS = (
 MODELS = tuple(reported.MODELS)
 
 
-def numbers(seed: int = 0, models: tuple[str, ...] = MODELS, scale: str = "mini") -> pd.DataFrame:
-    """Tidy rows of both corpora for every table and figure."""
+CORPORA = {"CC3M": "generated corpus in the place of CC3M", "CC12M": "generated corpus in the place of CC12M"}
+
+
+def numbers(seed: int = 0, models: tuple[str, ...] = MODELS, scale: str = "mini", chance: bool = True) -> pd.DataFrame:
+    """Tidy rows of both corpora for every table and figure, with the columns of evaluation.runner."""
     rng = np.random.default_rng(seed)
     rows = []
-    for pretraining in ("cc3m", "cc12m"):
+    for pretraining, corpus in CORPORA.items():
         for model in models:
             for task, name, own, metric, n, level in _questions():
-                value = float(np.clip(rng.normal(level + 3 * (pretraining == "cc12m"), 3), 1, 99))
-                if task == "mmvp_vlm":
-                    value = 100 * round(value * n / 100) / n
-                stderr = float(100 * np.sqrt(value * (100 - value) / 1e4 / n))
+                percent = float(np.clip(rng.normal(level + 3 * (pretraining == "CC12M"), 3), 1, 99))
+                unit = n if metric.startswith("pairs") else 100  # a count of pairs, or percent
+                value = float(round(percent * n / 100)) if unit == n else percent
+                share = value / unit
                 rows.append(
                     {
-                        "source": "here",
-                        "pretraining": pretraining,
+                        "source": "measured",
+                        "pretraining": corpus,
                         "model": model,
                         "task": task,
                         "dataset": own,
                         "metric": metric,
                         "value": value,
-                        "provenance": "made up for a test",
+                        "provenance": f"made up for a test: {pretraining.lower()}-{model}-seed0",
                         "scale": scale,
                         "seed": 0,
                         "n": n,
-                        "stderr": stderr,
+                        "stderr": float(unit * np.sqrt(share * (1 - share) / n)),
                         "paper_name": name,
+                        "chance": {"mmvp_vlm": 25.0, "few_shot": 20.0}.get(task, 2.0) if chance else np.nan,
+                        "note": "",
                     }
                 )
     return pd.DataFrame(rows)
@@ -62,7 +68,7 @@ def numbers(seed: int = 0, models: tuple[str, ...] = MODELS, scale: str = "mini"
 def _questions():
     for i, (name, own) in enumerate(NINE.items()):
         yield "linear_probe", name, own, "accuracy", 400, 45 + 4 * i
-        yield "few_shot", name, own, "accuracy", 5000, 55 + 3 * i
+        yield "few_shot", name, own, "accuracy", 800, 55 + 3 * i
     for name in reported.RETRIEVAL:
         for task in ("image_retrieval", "text_retrieval"):
             for k, level in ((1, 8), (5, 30), (10, 45)):
@@ -71,43 +77,51 @@ def _questions():
     for i, name in enumerate(reported.SHIFTS):
         yield "zero_shot_ood", name, OTHERS[name], "accuracy", 500, 25 - 3 * i
     for i, name in enumerate(PATTERNS):
-        yield "mmvp_vlm", name, name, "accuracy", 60, 20 + 6 * i
+        yield "mmvp_vlm", name, name, "pairs_correct_of_60", 60, 20 + 6 * i
 
 
 def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every model with CLIP, as if paired answers had halved the variance of the difference."""
+    """Every model with CLIP, in percent, as if paired answers had halved the variance of the difference."""
     key = ["pretraining", "task", "dataset", "metric"]
     base = rows[rows["model"] == "clip"].set_index(key)
     out = []
     for row in rows[rows["model"] != "clip"].itertuples():
         other = base.loc[(row.pretraining, row.task, row.dataset, row.metric)]
-        difference, half = row.value - other["value"], 1.96 * np.hypot(row.stderr, other["stderr"]) / np.sqrt(2)
-        low, high = difference - half, difference + half
-        verdict = "improvement" if low > 0 else "decline" if high < 0 else "within noise"
+        unit = 100 / row.n if row.metric.startswith("pairs") else 1
+        difference = unit * (row.value - other["value"])
+        stderr = unit * np.hypot(row.stderr, other["stderr"]) / np.sqrt(2)
+        low, high = difference - 1.96 * stderr, difference + 1.96 * stderr
+        p = math.erfc(abs(difference) / stderr / math.sqrt(2))
         out.append(
             {
                 "pretraining": row.pretraining,
                 "task": row.task,
                 "dataset": row.dataset,
-                "metric": row.metric,
+                "metric": "accuracy" if row.task == "mmvp_vlm" else row.metric,
+                "paper_name": row.paper_name,
+                "seed": 0,
                 "baseline": "clip",
                 "model": row.model,
+                "baseline_value": unit * other["value"],
+                "model_value": unit * row.value,
                 "difference": difference,
                 "low": low,
                 "high": high,
-                "p": 0.5,
+                "p": p,
+                "p_holm": min(1.0, 9 * p),
                 "test": "made up",
-                "verdict": verdict,
+                "verdict": "improvement" if low > 0 else "decline" if high < 0 else "within noise",
+                "n": row.n,
             }
         )
     return pd.DataFrame(out)
 
 
-def write(data_root: Path, scale: str = "mini", seed: int = 0, models: tuple[str, ...] = MODELS) -> Path:
-    """The files a reproduction leaves under `data_root`/runs/<scale>/results."""
+def write(data_root: Path, scale: str = "mini", seed: int = 0, models: tuple[str, ...] = MODELS, **options) -> Path:
+    """The files a reproduction leaves under `data_root`/runs/<scale>/results; returns that folder."""
     folder = data_root / "runs" / scale / "results"
     folder.mkdir(parents=True)
-    rows = numbers(seed, models, scale)
+    rows = numbers(seed, models, scale, **options)
     for task, group in rows.groupby("task"):
         group.to_csv(folder / f"{task}.csv", index=False)
     comparisons(rows).to_csv(folder / "comparisons.csv", index=False)

@@ -63,6 +63,17 @@ def test_intervals_are_95_percent_on_ours_only(drawn, results):
     assert (high - low) / 2 == pytest.approx(1.96 * number.stderr, rel=1e-3)
 
 
+def test_guessing_is_drawn_where_it_is_known(drawn, results):
+    ours = drawn["figure1"].axes[1]
+    levels = [line.get_segments()[0][0, 1] for line in ours.collections if line.get_linestyle()[0][1] is not None]
+    assert [level for level in levels if level in (2.0, 20.0)] == [2.0, 20.0, 2.0, 2.0, 2.0, 2.0]
+    legend = [text.get_text() for text in drawn["figure1"].legends[0].get_texts()]
+    assert "guessing" in legend
+    rows = synthetic_results.numbers(models=("clip", "diffclip"), chance=False)
+    without = report.figure1(report.from_frames(rows, None, "mini"))
+    assert "guessing" not in [text.get_text() for text in without.legends[0].get_texts()]
+
+
 def test_figure5_has_four_variants_in_their_colours(drawn):
     for ax in drawn["figure5"].axes:
         bars = _bars(ax)
@@ -112,7 +123,7 @@ def test_the_title_follows_the_numbers(verdict, words):
 
 
 def test_only_one_corpus_is_enough():
-    rows = synthetic_results.numbers().query("pretraining == 'cc3m'")
+    rows = synthetic_results.numbers().query("pretraining.str.endswith('CC3M')")
     results = report.from_frames(rows, None, "mini")
     assert "generated corpus for CC3M" in report.figure5(results).axes[1].get_title(loc="left")
     assert len(report.figure3(results).axes) == 2

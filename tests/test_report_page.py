@@ -136,7 +136,31 @@ def test_missing_parts_are_named_with_their_command(page):
     text = " ".join(re.sub("<[^>]*>", "", page).split())
     assert "Table 3 has no results at scale mini yet" in text
     assert "Figure 2, which is drawn from the models themselves, has no results" in text and "--only 07_figure2" in text
-    assert "These results do not say what guessing would score" in text
+
+
+def test_guessing_stands_beside_the_baseline(page):
+    assert "Above guessing, below perfect" in page and "do not say what guessing would score" not in page
+    row = re.search(r"<tr><td>Few-shot.*?</tr>", page, re.DOTALL)[0]
+    assert '<td class="number">20.0</td>' in row
+
+
+def test_what_was_evaluated_besides_is_listed(runs):
+    rows = synthetic_results.numbers(models=("clip", "diffclip"))
+    other = rows.iloc[:1].assign(model="ViT-B-32", pretraining="laion<2b>", value=12.34)
+    results = report.from_frames(pd.concat([rows, other]), None, "mini")
+    text = page_module.render(results, [], report.beside_paper(results), [], runs)
+    assert "ViT-B-32" in text and "laion&lt;2b&gt;" in text and "12.3 \u00b1" in text
+
+
+def test_holms_correction_is_counted(runs):
+    rows = synthetic_results.numbers(models=("clip", "diffclip"))
+    pairs = synthetic_results.comparisons(rows)
+    pairs = pairs.assign(p_holm=1.0)
+    gains = pairs.index[(pairs["verdict"] == "improvement") & (pairs["task"] == "few_shot")]
+    pairs.loc[gains[:2], "p_holm"] = 0.01
+    results = report.from_frames(rows, pairs, "mini")
+    sentences = " ".join(page_module.headline(results, report.beside_paper(results)))
+    assert "2 of the improvements and 0 of the declines remain" in sentences
 
 
 def test_half_the_results_give_half_the_report(tmp_path):

@@ -10,13 +10,18 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from .. import __version__, style
+from .. import __version__, reported, style
 from ..reported import AVERAGE
 from . import tables
-from .results import MMVP_ALL, Results, paper, tally
+from .results import MMVP_ALL, PAIR, Difference, Results, mmvp_patterns, paper, tally
 from .tables import TASK_TITLES, interval, signed
 
 ORDER = ("figure1", "table1", "table2", "figure2", "figure3", "figure4", "figure5", "table3")
+SETS = {  # task -> the sets of the paper's tables
+    task: [name for name in names if name != AVERAGE]
+    for source in ("table1", "table2", "figure3")
+    for task, names in reported.CONTENTS[source].items()
+}
 SUMMARY = (  # what is counted: task, metric
     ("linear_probe", "accuracy"),
     ("few_shot", "accuracy"),
@@ -48,6 +53,7 @@ def render(results: Results, built: list, beside: pd.DataFrame, runs: list[dict]
         ),
         beside=_beside_rows(beside),
         chance=_chance_rows(results),
+        also=_also_rows(results),
         runs=[_run(config) for config in runs],
         marks=style.VERDICT_MARKS,
         colours=style.VERDICT_COLOURS,
@@ -60,8 +66,8 @@ def summary(results: Results) -> tuple[list[dict], dict]:
     """
     rows = []
     for task, metric in SUMMARY:
-        for pretraining in results.pretrainings(task, models=("CLIP", "DiffCLIP")):
-            here, theirs = (_tally(origin, pretraining, task, metric) for origin in (results, paper()))
+        for pretraining in results.pretrainings(task, models=PAIR):
+            here, theirs = (tally(_differences(origin, pretraining, task, metric)) for origin in (results, paper()))
             if here.total:
                 words = (
                     f"{theirs.better} above, {theirs.worse} below, of {theirs.total}"
@@ -78,12 +84,11 @@ def summary(results: Results) -> tuple[list[dict], dict]:
     return rows, {column: sum(row[column] for row in rows) for column in ("better", "noise", "worse", "of")}
 
 
-def _tally(results: Results, pretraining: str, task: str, metric: str):
-    rows = results.numbers[(results.numbers["task"] == task) & (results.numbers["metric"] == metric)]
-    names = [name for name in dict.fromkeys(rows["paper_name"]) if name not in (AVERAGE, MMVP_ALL)]
-    if task == "zero_shot":
-        names = [name for name in names if name == "ImageNet"]  # other zero-shot sets belong to no table of the paper
-    return tally([results.difference(pretraining, "DiffCLIP", task, name, metric) for name in names])
+def _differences(results: Results, pretraining: str, task: str, metric: str) -> list[Difference]:
+    """DiffCLIP's differences on the sets of the paper (all patterns of MMVP), averages left out."""
+    names = mmvp_patterns(results.numbers) if task == "mmvp_vlm" else dict.fromkeys(SETS[task])
+    found = [results.difference(pretraining, "DiffCLIP", task, name, metric) for name in names]
+    return [difference for difference in found if difference is not None]
 
 
 def headline(results: Results, beside: pd.DataFrame) -> list[str]:
@@ -95,6 +100,19 @@ def headline(results: Results, beside: pd.DataFrame) -> list[str]:
         f"noise in {noise}. About {0.05 * of:.1f} of {of} would be marked either way if there were no difference at all."
     )
     sentences = [first]
+    strict = [
+        difference
+        for task, metric in SUMMARY
+        for pretraining in results.pretrainings(task, models=PAIR)
+        for difference in _differences(results, pretraining, task, metric)
+        if difference.p_holm is not None and difference.p_holm < 0.05 and difference.verdict != "within noise"
+    ]
+    if results.comparisons["p_holm"].notna().any():
+        up = sum(difference.value > 0 for difference in strict)
+        sentences.append(
+            f"After Holm's correction over all the comparisons of a task, {up} of the improvements and {len(strict) - up} of "
+            "the declines remain."
+        )
     mine = beside[(beside["model"] == "DiffCLIP") & ~beside["source"].isin(["figure1", "figure5"])]
     mine = mine[mine["in_place_of"] != AVERAGE]
     counts = mine["direction"].value_counts()
@@ -188,6 +206,17 @@ def _chance_rows(results: Results) -> list[dict]:
         }
         for row in rows.to_dict("records")
         if row["dataset"] not in (AVERAGE, MMVP_ALL)
+    ]
+
+
+def _also_rows(results: Results) -> list[dict]:
+    """What was evaluated besides: a row a number."""
+    return [
+        {
+            **{column: str(row[column]) for column in ("model", "pretraining", "task", "dataset", "metric")},
+            "value": f"{row['value']:.1f}" + ("" if pd.isna(row["stderr"]) else f" \u00b1 {row['stderr']:.1f}"),
+        }
+        for row in results.also.to_dict("records")
     ]
 
 
@@ -343,6 +372,20 @@ directions against each other, not their sizes.</p>
 </tbody></table></div></details>
 {% else %}
 <p class="missing">These results do not say what guessing would score; evaluate again to have it recorded.</p>
+{% endif %}
+{% if also %}
+<h2 id="also">Also evaluated</h2>
+<p>Other models and sets, which take no part in the tables and figures above.</p>
+<details><summary>{{ also | length }} numbers</summary>
+<div class="scroll"><table class="words">
+<thead><tr><th scope="col">Model</th><th scope="col">Trained on</th><th scope="col">Task</th><th scope="col">Set</th>
+<th scope="col">Metric</th><th scope="col" class="number">Value, %</th></tr></thead>
+<tbody>
+{% for row in also %}
+<tr><td>{{ row.model }}</td><td>{{ row.pretraining }}</td><td>{{ row.task }}</td><td>{{ row.dataset }}</td>
+<td>{{ row.metric }}</td><td class="number">{{ row.value }}</td></tr>
+{% endfor %}
+</tbody></table></div></details>
 {% endif %}
 <h2 id="provenance">Provenance</h2>
 {% if runs %}

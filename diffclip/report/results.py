@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from ..paths import data_root
 from ..reported import AVERAGE
 from ..style import label
 
+REPORTED = "reported"
 BASELINE = "CLIP"
+PAIR = (BASELINE, "DiffCLIP")
 MMVP_SEVEN = tuple(name for name in reported.CONTENTS["figure4"]["mmvp_vlm"] if name != AVERAGE)
 MMVP_ALL = "All patterns"  # the benchmark has nine; the paper's radar shows, and averages, seven
 NOT_RUN = "(none yet)"
@@ -57,6 +59,7 @@ class Difference:
     high: float | None = None
     verdict: str | None = None
     test: str | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,21 @@ class Results:
 
     numbers: one row per (pretraining, model, task, paper_name, metric): `dataset` is the set evaluated, `paper_name` the
       set of the paper that it is or whose place it takes; `value`, `stderr`, `n`, `seeds`, `chance`.
-    comparisons: one row per the same key, of a model with CLIP: `difference`, `low`, `high`, `p`, `test`, `verdict`.
-    origin: "paper", or the name of a scale.
+    comparisons: one row per the same key, of a model with CLIP: `difference`, `low`, `high`, `p`, `p_holm`
+      (Holm's correction over the comparisons of one model and task), `test`, `verdict`.
+    origin: REPORTED for the paper's own numbers, else the name of a scale.
+    also: tidy rows of what was evaluated too but belongs in none of the paper's tables: models of other families, released
+      checkpoints on generated sets, sets of the user's own.
     """
 
     numbers: pd.DataFrame
     comparisons: pd.DataFrame
     origin: str
+    also: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def is_paper(self) -> bool:
-        return self.origin == "paper"
+        return self.origin == REPORTED
 
     @property
     def generated(self) -> bool:
@@ -90,9 +97,14 @@ class Results:
         return f"Here: {'generated' if self.generated else 'real'} data, scale {self.origin}"
 
     def pretrainings(self, *tasks: str, models: tuple[str, ...] = ()) -> list[str]:
-        """The corpora with numbers for any of the tasks (and for all the models), CC3M before CC12M."""
+        """The corpora with numbers for any of the tasks (and for all the models), CC3M before CC12M. A corpus that plays
+        neither must have both CLIP and DiffCLIP to count.
+        """
         rows = self.numbers[self.numbers["task"].isin(tasks)] if tasks else self.numbers
-        found = [p for p, group in rows.groupby("pretraining") if set(models) <= set(group["model"])]
+        needed = {
+            p: set(models) if p in reported.PRETRAININGS else {*models, *PAIR} for p in rows["pretraining"].unique()
+        }
+        found = [p for p, group in rows.groupby("pretraining") if needed[p] <= set(group["model"])]
         order = {name: i for i, name in enumerate(reported.PRETRAININGS)}
         return sorted(found, key=lambda p: (order.get(p, len(order)), p))
 
@@ -134,7 +146,8 @@ class Results:
             return None
         row = self._comparison_rows.get((pretraining, model, task, paper_name, metric))
         if row is not None:
-            return Difference(*(float(row[c]) for c in ("difference", "low", "high")), row["verdict"], row["test"])
+            numbers = (float(row[column]) for column in ("difference", "low", "high"))
+            return Difference(*numbers, row["verdict"], row["test"], _known(row["p_holm"]))
         difference = ours.value - base.value
         if ours.stderr is None or base.stderr is None:
             return Difference(round(difference, 6))  # 0.3, not 0.2999...: printed numbers
@@ -155,8 +168,8 @@ def paper() -> Results:
     mmvp_average = (numbers["task"] == "mmvp_vlm") & (numbers["dataset"] == AVERAGE)
     numbers.loc[mmvp_average, "n"] = 7 * reported.MMVP_PAIRS
     numbers = numbers.assign(stderr=np.nan, chance=np.nan, seeds=1, generated_corpus=False)
-    empty = pd.DataFrame(columns=[*COMPARISON_COLUMNS, "paper_name", "p", "test"])
-    return Results(numbers.reset_index(drop=True), empty, "paper")
+    empty = pd.DataFrame(columns=[*COMPARISON_COLUMNS, "paper_name", "p", "p_holm", "test"])
+    return Results(numbers.reset_index(drop=True), empty, REPORTED)
 
 
 def read(scale: str, folder: str | Path | None = None) -> Results:
@@ -183,10 +196,17 @@ def from_frames(numbers: pd.DataFrame, comparisons: pd.DataFrame | None, scale: 
     """Results from tidy rows in memory (columns as in the files); checks and errors as in `read`."""
     if numbers.empty:
         raise ResultsError("There are no results to show: the table of tidy results has no row.")
-    tidy = _tidy_numbers(numbers, scale)
+    rows = _checked(numbers)
+    belongs = _belongs(rows, scale)
+    if not belongs.any():
+        raise ResultsError(
+            f"None of the {len(rows)} results is of a model of the paper on a set of scale {scale!r}: there is nothing to hold "
+            f"against it. Train and evaluate some with `diffclip reproduce --scale {scale}`."
+        )
+    tidy = _tidy_numbers(rows[belongs], scale)
     names = tidy[["task", "dataset", "paper_name"]].drop_duplicates()
     paired = pd.DataFrame(columns=COMPARISON_COLUMNS) if comparisons is None else comparisons
-    return Results(*_with_averages(tidy, _tidy_comparisons(paired, names)), scale)
+    return Results(*_with_averages(tidy, _tidy_comparisons(paired, names, scale)), scale, rows[~belongs])
 
 
 @dataclass(frozen=True)
@@ -244,10 +264,10 @@ def _read(file: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     return frame.assign(file=file.name)
 
 
-def _tidy_numbers(raw: pd.DataFrame, scale: str) -> pd.DataFrame:
-    """Names as the paper's, checked values in percent, one row a number after the seeds are pooled."""
+def _checked(raw: pd.DataFrame) -> pd.DataFrame:
+    """The rows with every column there, counts as percent, and values that can be scores."""
     frame = raw.copy().reset_index(drop=True)
-    for column in ("stderr", "n", "seed", "chance", "paper_name"):
+    for column in ("stderr", "n", "seed", "chance", "paper_name", "provenance"):
         if column not in frame:
             frame[column] = np.nan
     if "file" not in frame:
@@ -259,9 +279,6 @@ def _tidy_numbers(raw: pd.DataFrame, scale: str) -> pd.DataFrame:
             f"{bad.file}: the {bad.metric} of {bad.model} on {bad.dataset} ({bad.task}) is not a number. Evaluate that run "
             "again; if it stays so, its training diverged (see metrics.csv in the run's folder)."
         )
-    frame["model"] = frame["model"].map(label)
-    frame["generated_corpus"] = [_is_generated(str(name), scale) for name in frame["pretraining"]]
-    frame["pretraining"] = frame["pretraining"].map(_role)
     frame["paper_name"] = frame["paper_name"].fillna(frame["dataset"])
     frame = _counts_to_percent(frame)
     outside = frame[~frame["value"].between(0, 100)]
@@ -270,6 +287,32 @@ def _tidy_numbers(raw: pd.DataFrame, scale: str) -> pd.DataFrame:
         raise ResultsError(
             f"{bad.file}: the {bad.metric} of {bad.model} on {bad.dataset} is {bad.value:g}; scores are in percent, 0 to 100."
         )
+    return frame
+
+
+def _belongs(frame: pd.DataFrame, scale: str) -> pd.Series:
+    """Which rows may stand in the paper's tables at a scale: its variants, trained on the scale's kind of corpus (a released
+    checkpoint on generated sets is another matter), on the scale's own sets.
+    """
+    known = frame["model"].isin([*reported.MODELS, *reported.MODELS.values()])
+    kind = frame["pretraining"].map(lambda name: _is_generated(str(name), scale) == (scale in GENERATED_SCALES))
+    good = known & kind & (frame["pretraining"] != "unknown")
+    rivals = frame[good].groupby(["task", "paper_name"])["dataset"].transform("nunique") > 1
+    if rivals.any():  # say the real CIFAR-10 beside the set that takes its place
+        from ..benchmarks import registry
+
+        own = frame["dataset"].isin([spec.name for spec in registry(scale)])
+        good &= own | ~rivals.reindex(frame.index, fill_value=False)
+    return good
+
+
+def _tidy_numbers(rows: pd.DataFrame, scale: str) -> pd.DataFrame:
+    """Names as the paper's, one row a number after the seeds are pooled."""
+    frame = rows.assign(
+        model=rows["model"].map(label),
+        generated_corpus=[_is_generated(str(name), scale) for name in rows["pretraining"]],
+        pretraining=rows["pretraining"].map(_role),
+    )
     key = ["pretraining", "model", "task", "dataset", "metric", "seed"]
     clashes = frame.drop_duplicates([*key, "value"]).duplicated(key, keep=False)
     if clashes.any():
@@ -277,11 +320,11 @@ def _tidy_numbers(raw: pd.DataFrame, scale: str) -> pd.DataFrame:
         first = bad.iloc[0]
         raise ResultsError(
             f"The {first.metric} of {first.model} on {first.dataset} ({first.task}, {first.pretraining}) stands with different "
-            f"values in {' and '.join(sorted(set(bad['file'])))}. Remove the file that is out of date from the results "
-            "folder."
+            f"values in {' and '.join(sorted(set(bad['file'])))}. The report shows one model for each variant, corpus and "
+            "seed: move the file that does not belong out of the results folder."
         )
     frame = frame.drop_duplicates(key)
-    return pd.DataFrame([_pool_seeds(group) for _, group in frame.groupby(key[:-1], sort=False)])
+    return pd.DataFrame([_pool_seeds(group) for _, group in frame.groupby(key[:-1], sort=False, dropna=False)])
 
 
 def _pool_seeds(group: pd.DataFrame) -> dict:
@@ -298,26 +341,26 @@ def _pool_seeds(group: pd.DataFrame) -> dict:
     return {column: row[column] for column in [*columns, "seeds", "generated_corpus"]}
 
 
-def _tidy_comparisons(raw: pd.DataFrame, names: pd.DataFrame) -> pd.DataFrame:
+def _tidy_comparisons(raw: pd.DataFrame, names: pd.DataFrame, scale: str) -> pd.DataFrame:
     """Comparisons with CLIP, one row a key; `names` (task, dataset, paper_name) tells whose place a set takes."""
     frame = raw.copy().reset_index(drop=True)
-    for column, default in (("p", np.nan), ("test", ""), ("seed", np.nan), ("baseline", BASELINE)):
+    for column, default in (("p", np.nan), ("p_holm", np.nan), ("test", ""), ("seed", np.nan), ("baseline", BASELINE)):
         if column not in frame:
             frame[column] = default
-    frame["model"], frame["baseline"] = frame["model"].map(label), frame["baseline"].map(label)
-    frame["pretraining"] = frame["pretraining"].map(_role)
-    frame = frame[frame["baseline"] == BASELINE].drop(columns=["paper_name"], errors="ignore")
+    if "paper_name" not in frame:
+        frame["paper_name"] = frame["dataset"]
+    frame = frame[_belongs(frame, scale) & frame["baseline"].isin(["clip", BASELINE])].drop(columns="paper_name")
+    frame["model"], frame["pretraining"] = frame["model"].map(label), frame["pretraining"].map(_role)
     strange = sorted(set(frame["verdict"]) - set(VERDICTS))
     if strange:
         raise ResultsError(
             f"comparisons.csv holds the verdict {strange[0]!r}; expected {', '.join(VERDICTS)}. Remove the file and run the "
             "notebook that wrote it again."
         )
-    frame = frame.merge(names, on=["task", "dataset"], how="left")
-    frame["paper_name"] = frame["paper_name"].fillna(frame["dataset"])
+    frame = frame.merge(names, on=["task", "dataset"])  # a comparison without its numbers is out of date
     key = ["pretraining", "model", "task", "dataset", "paper_name", "metric"]
     pooled = [_pool_comparisons(group) for _, group in frame.drop_duplicates([*key, "seed"]).groupby(key, sort=False)]
-    return pd.DataFrame(pooled, columns=[*key, "difference", "low", "high", "p", "test", "verdict"])
+    return pd.DataFrame(pooled, columns=[*key, "difference", "low", "high", "p", "p_holm", "test", "verdict"])
 
 
 def _pool_comparisons(group: pd.DataFrame) -> dict:
@@ -330,7 +373,11 @@ def _pool_comparisons(group: pd.DataFrame) -> dict:
         stderr = math.sqrt(within + group["difference"].var(ddof=1) / len(group))
         pooled = _from_stderr(group["difference"].mean(), stderr, f"{row['test']}, {len(group)} seeds")
         row |= {"difference": pooled.value, "low": pooled.low, "high": pooled.high, "verdict": pooled.verdict}
-        row |= {"test": pooled.test, "p": math.erfc(abs(pooled.value) / stderr / math.sqrt(2)) if stderr else np.nan}
+        row |= {
+            "test": pooled.test,
+            "p_holm": np.nan,
+            "p": math.erfc(abs(pooled.value) / stderr / math.sqrt(2)) if stderr else np.nan,
+        }
     return row
 
 
@@ -391,7 +438,13 @@ def _average_difference(group: pd.DataFrame, name: str, sets: tuple[str, ...]) -
     part = group[group["paper_name"].isin(sets)]
     stderr = math.sqrt((((part["high"] - part["low"]) / (2 * Z95)) ** 2).sum()) / len(part)
     mean = _from_stderr(part["difference"].mean(), stderr, f"mean of {len(part)} paired differences")
-    row = part.iloc[0].to_dict() | {"dataset": name, "paper_name": name, "p": np.nan, "test": mean.test}
+    row = part.iloc[0].to_dict() | {
+        "dataset": name,
+        "paper_name": name,
+        "p": np.nan,
+        "p_holm": np.nan,
+        "test": mean.test,
+    }
     return row | {"difference": mean.value, "low": mean.low, "high": mean.high, "verdict": mean.verdict}
 
 
@@ -419,8 +472,8 @@ def _role(pretraining: object) -> str:
 
 
 def _is_generated(pretraining: str, scale: str) -> bool:
-    """Whether a corpus is a generated one: its name says so, or the scale has no other."""
-    return "generated" in pretraining or scale in GENERATED_SCALES
+    """Whether a corpus is a generated one: its name says so, or it is the key of one at a scale that has no other."""
+    return "generated" in pretraining or (scale in GENERATED_SCALES and pretraining in ("cc3m", "cc12m"))
 
 
 def _by_key(frame: pd.DataFrame) -> dict[tuple, dict]:

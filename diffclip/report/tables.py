@@ -13,7 +13,7 @@ from .. import reported
 from ..files import write_text
 from ..reported import AVERAGE
 from ..style import VERDICT_COLOURS, VERDICT_MARKS
-from .results import BASELINE, Difference, Number, Results, ResultsError, Tally, paper, tally
+from .results import BASELINE, REPORTED, Difference, Number, Results, ResultsError, Tally, paper, tally
 
 MINUS, NONE = "\u2212", "\u2013"
 TASK_TITLES = {
@@ -191,14 +191,14 @@ def _note(results: Results, ours: Tally, frame: pd.DataFrame, notebook: str) -> 
         return "The paper's numbers as printed; the differences are coloured by their sign. The paper gives no errors."
     note = (
         "Paper: numbers as printed, differences coloured by their sign, no errors given. Here: \u00b1 is one standard error; "
-        "\u25b2 and \u25bc mark a difference whose 95 % interval leaves out zero, \u2248 one within noise; brackets hold the "
-        f"interval in points. Of {ours.total} such comparisons about {0.05 * ours.total:.1f} would be marked by chance alone."
+        "\u25b2 and \u25bc mark a difference with p below 0.05 whose 95 % interval leaves out zero, \u2248 one within noise; "
+        f"brackets hold the interval in points. Of {ours.total} such comparisons about {0.05 * ours.total:.1f} would be marked by chance alone."
     )
     if results.generated:
         note += (
             " Every set here is named in the place of the paper's set above it: the questions differ, so do the levels."
         )
-    if frame.loc[frame["origin"] != "paper", "value"].isna().any():
+    if frame.loc[frame["origin"] != REPORTED, "value"].isna().any():
         note += f" A dash: not evaluated yet (notebook {notebook})."
     return note
 
