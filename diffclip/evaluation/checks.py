@@ -1,4 +1,4 @@
-"""Checks shared by the protocols: they refuse what would otherwise cost an evaluation and yield a number without meaning."""
+"""Checks shared by the protocols: they refuse what would cost an evaluation and yield a number without meaning."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def check_labels(
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 1 or len(labels) == 0:
         raise EvaluationError(
-            f"{name} should be a non-empty list of integers, but has type {labels.dtype} and shape {tuple(labels.shape)}."
+            f"{name} should be a non-empty list of integers, but has type {labels.dtype} and shape "
+            f"{tuple(labels.shape)}."
         )
     labels = labels.long()
     if count is not None and len(labels) != count:
@@ -80,7 +81,8 @@ def check_class_list(
     blind = [t for t in templates if "{c}" not in t]
     if blind:
         raise EvaluationError(
-            f"{name}: the prompt template {blind[0]!r} has no place for the class. Write {{c}} where its name should go."
+            f"{name}: the prompt template {blind[0]!r} has no place for the class. Write {{c}} where its name "
+            "should go."
         )
     check_labels(labels, f"the labels of {name}", classes=len(classnames))
 

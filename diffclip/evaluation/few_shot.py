@@ -1,17 +1,17 @@
 """Few-shot classification: many small tasks, solved by the nearest class prototype.
 
-Protocol: El Banani et al. 2023, after SimpleShot (Wang et al. 2019). An episode draws 5 classes, 5 support images of each from
-train and 6 query images of each from test. Features are centred on the support mean and L2-normalised, a prototype is the
-mean of its class, and a query takes the nearest prototype in Euclidean distance. 5 000 episodes; the mean accuracy and the
-standard deviation over episodes (with n - 1) are reported.
+Protocol: El Banani et al. 2023, after SimpleShot (Wang et al. 2019). An episode draws 5 classes, 5 support images of
+each from train and 6 query images of each from test. Features are centred on the support mean and L2-normalised, a
+prototype is the mean of its class, and a query takes the nearest prototype in Euclidean distance. 5 000 episodes; the
+mean accuracy and the standard deviation over episodes (with n - 1) are reported.
 
 The original draws and scores one episode after another. Here all episodes are drawn at once, and scored many at a time
 without centring or normalising a copy of the features: with m the support mean and p a prototype,
 
     ||q - m||^2 = ||q||^2 - 2 q.m + ||m||^2          (q - m).p = q.p - m.p
 
-so a gathered query needs one product with [prototypes, m]. To keep these differences accurate in float32, the mean of all
-features is removed first; it cancels in every episode.
+so a gathered query needs one product with [prototypes, m]. To keep these differences accurate in float32, the mean of
+all features is removed first; it cancels in every episode.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def sample_episodes(
 ) -> Episodes:
     """Draw episodes: classes without replacement, then images of each class without replacement.
 
-    The draw depends on the labels and the seed alone, so two models meet the same episodes. A class with fewer images than
-    an episode needs is an error, unless `skip_short` leaves such classes out of the draw.
+    The draw depends on the labels and the seed alone, so two models meet the same episodes. A class with fewer images
+    than an episode needs is an error, unless `skip_short` leaves such classes out of the draw.
     """
     train = check_labels(train_labels, "the training labels").cpu().numpy()
     test = check_labels(test_labels, "the test labels").cpu().numpy()
@@ -74,9 +74,9 @@ def sample_episodes(
     if not fit.all() and not skip_short:
         c = classes[~fit][0]
         raise EvaluationError(
-            f"{int((~fit).sum())} of {len(classes)} classes are too small for an episode, which needs {shots} training and "
-            f"{queries} test images of a class: class {c} has {train_count[c]} and {test_count[c]}. Take more images, fewer "
-            "shots or queries, or leave such classes out with skip_short=True."
+            f"{int((~fit).sum())} of {len(classes)} classes are too small for an episode, which needs {shots} training "
+            f"and {queries} test images of a class: class {c} has {train_count[c]} and {test_count[c]}. Take more images, "
+            "fewer shots or queries, or leave such classes out with skip_short=True."
         )
     classes = classes[fit]
     if len(classes) < ways:
@@ -124,8 +124,8 @@ def score(train_features: Tensor, test_features: Tensor, episodes: Episodes) -> 
     for rows, features, name in ((support, train, "support"), (query, test, "query")):
         if rows.min() < 0 or rows.max() >= len(features):
             raise EvaluationError(
-                f"The episodes name {name} image {int(rows.max())}, but there are features of {len(features)} images only. "
-                "Were the episodes drawn for another set?"
+                f"The episodes name {name} image {int(rows.max())}, but there are features of {len(features)} images "
+                "only. Were the episodes drawn for another set?"
             )
     offset = train.mean(0)
     train, test = train - offset, test - offset

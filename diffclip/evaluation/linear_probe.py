@@ -1,23 +1,26 @@
 """Linear probe: multinomial logistic regression on frozen image features.
 
-Protocol: El Banani et al. 2023 (Learning Visual Representations via Language-Guided Sampling), which sweeps as CLIP did.
-The objective is
+Protocol: El Banani et al. 2023 (Learning Visual Representations via Language-Guided Sampling), which sweeps as CLIP
+did. The objective is
 
     mean cross-entropy + (1 / C) * 0.5 * ||W||      (Frobenius norm, not squared; the bias is free)
 
-C is swept over 1e-6, 1e-4, ..., 1e6, then by bisection over 29 log-spaced values within two decades of the best, scored on
-the validation split (a stratified fifth of train where a set has none), and the final fit uses train + validation.
+C is swept over 1e-6, 1e-4, ..., 1e6, then by bisection over 29 log-spaced values within two decades of the best,
+scored on the validation split (a stratified fifth of train where a set has none), and the final fit uses train +
+validation.
 
-The original fits one C at a time by L-BFGS from zero. The same optima are found here by Newton's method, which is faster
-because it uses what the problem offers:
+The original fits one C at a time by L-BFGS from zero. The same optima are found here by Newton's method, which is
+faster because it uses what the problem offers:
 
 - The bias is free, so centring the features changes nothing but the bias; the norm is rotation invariant, so neither do
   principal axes. In them the Hessian is close to (feature variances) x (class covariance), which preconditions the
   conjugate gradients that solve for a Newton step.
-- The norm has a kink at W = 0. Zero is the optimum exactly when the gradient of the cross-entropy there, at the best bias,
-  is no longer than 0.5 / C; this is checked first, and away from zero the objective is smooth.
-- Optima vary smoothly with log C, so a new C starts from its solved neighbours, and several C share each matrix product.
-- Only the direction of a step comes from the Hessian, so its products run in float32; gradients and objective in float64.
+- The norm has a kink at W = 0. Zero is the optimum exactly when the gradient of the cross-entropy there, at the best
+  bias, is no longer than 0.5 / C; this is checked first, and away from zero the objective is smooth.
+- Optima vary smoothly with log C, so a new C starts from its solved neighbours, and several C share each matrix
+  product.
+- Only the direction of a step comes from the Hessian, so its products run in float32; gradients and objective in
+  float64.
 """
 
 from __future__ import annotations
@@ -89,8 +92,8 @@ def fit(features: Tensor, labels: Tensor, c: float | Sequence[float], *, n_class
 def choose_c(score: Callable[[list[float]], Sequence[float]]) -> tuple[float, dict[float, float]]:
     """The two-stage search. `score` maps a list of C to validation accuracies; it is called with new values only.
 
-    Of equals the smaller C wins, except that the coarse best yields only to a strictly better one. Returns the best C and
-    the accuracies seen around it.
+    Of equals the smaller C wins, except that the coarse best yields only to a strictly better one. Returns the best C
+    and the accuracies seen around it.
     """
     coarse = dict(zip(COARSE, score(list(COARSE)), strict=True))
     best = max(coarse, key=coarse.get)
@@ -145,8 +148,8 @@ def linear_probe(
 ) -> ProbeResult:
     """Sweep, fit and test: features [N, D] with labels [N] for each split.
 
-    `validation` is (features, labels); without it a fifth of train is held out, chosen by `seed`. `mean_per_class` is the
-    metric of Aircraft, Pets, Caltech-101 and Flowers, used for choosing C as well as for the test.
+    `validation` is (features, labels); without it a fifth of train is held out, chosen by `seed`. `mean_per_class` is
+    the metric of Aircraft, Pets, Caltech-101 and Flowers, used for choosing C as well as for the test.
     """
     train_features = check_features(train_features, "the training features")
     train_labels = check_labels(train_labels, "the training labels", len(train_features), n_classes)
@@ -184,7 +187,7 @@ def linear_probe(
 
 
 class _Solver:
-    """All fits on one set of features. Unknowns are theta [d + 1, fits, K]: weights in principal axes, then the bias."""
+    """All fits on one set of features. The unknowns, theta [d + 1, fits, K]: weights in principal axes, the bias."""
 
     def __init__(self, features: Tensor, labels: Tensor, n_classes: int | None = None):
         features = check_features(features, "the training features").double()
@@ -303,7 +306,8 @@ class _Solver:
     def _newton(self, cs: Sequence[float], theta: Tensor, tolerance: float = 1e-8) -> None:
         """Minimise for several C > critical at once, from theta [d + 1, m, K] with weights that are not zero.
 
-        A fit is finished when a step promises less than `tolerance` of the objective, which leaves a smaller error still.
+        A fit is finished when a step promises less than `tolerance` of the objective, which leaves a smaller error
+        still.
         """
         strength = torch.tensor([0.5 / c for c in cs], dtype=theta.dtype, device=theta.device)
         theta, logits = theta.clone(), self._push(theta)

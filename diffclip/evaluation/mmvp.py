@@ -54,7 +54,7 @@ def similarities(image_embed: Tensor, text_embed: Tensor) -> Tensor:
 
 
 def score(scores: Tensor, patterns: Sequence[str] | None = None) -> MMVPResult:
-    """Score pairs [P, 2 statements, 2 images]: statement i should prefer image i. `patterns` names each pair's pattern."""
+    """Score pairs [P, 2 statements, 2 images]: statement i should prefer image i. `patterns`: one name a pair."""
     if scores.ndim != 3 or scores.shape[1:] != (2, 2):
         raise EvaluationError(f"MMVP scores should be [pairs, 2 statements, 2 images], not {tuple(scores.shape)}.")
     scores = check_features(scores.flatten(1), "the MMVP scores").view(-1, 2, 2)

@@ -1,9 +1,9 @@
 """POPE: does a vision-language model see objects that are not there? Scoring of its yes/no answers only.
 
-Protocol: Li et al. 2023 (Evaluating Object Hallucination). Six questions an image, three about objects that are there and
-three about absent ones, which are drawn at random, by popularity or by co-occurrence ("adversarial"). An answer whose first
-sentence holds the word "no" or "not" is a no; everything else is a yes, so that hedging and empty answers count as yes.
-Yes is the positive class.
+Protocol: Li et al. 2023 (Evaluating Object Hallucination). Six questions an image, three about objects that are there
+and three about absent ones, which are drawn at random, by popularity or by co-occurrence ("adversarial"). An answer
+whose first sentence holds the word "no" or "not" is a no; everything else is a yes, so that hedging and empty answers
+count as yes. Yes is the positive class.
 """
 
 from __future__ import annotations

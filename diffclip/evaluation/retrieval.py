@@ -1,16 +1,16 @@
 """Cross-modal retrieval: recall at k in both directions, with several captions an image.
 
-Protocol: the LAION CLIP Benchmark. Image retrieval: every caption is a query, a hit if its image is among the k nearest
-images. Text retrieval: every image is a query, a hit if any of its captions is among the k nearest captions of all images.
-The score is the cosine.
+Protocol: the LAION CLIP Benchmark. Image retrieval: every caption is a query, a hit if its image is among the k
+nearest images. Text retrieval: every image is a query, a hit if any of its captions is among the k nearest captions
+of all images. The score is the cosine.
 
-Instead of sorting, the place of the right item is found by counting the wrong ones that score at least as high. One pass
-over the score matrix, a block at a time, serves every k and both directions, and the matrix is never held whole.
+Instead of sorting, the place of the right item is found by counting the wrong ones that score at least as high. One
+pass over the score matrix, a block at a time, serves every k and both directions, and the matrix is never held whole.
 
-Ties count against the model: a wrong item as near as the right one is placed before it. The answer then does not depend on
-the order of the gallery, and a model that embeds everything alike finds nothing. Scores closer than TIE are a tie, because
-float32 cannot tell them apart (the same product computed in another block differs by about 1e-7). Two images with literally
-the same caption tie, too: neither can claim it.
+Ties count against the model: a wrong item as near as the right one is placed before it. The answer then does not
+depend on the order of the gallery, and a model that embeds everything alike finds nothing. Scores closer than TIE are
+a tie, because float32 cannot tell them apart (the same product computed in another block differs by about 1e-7). Two
+images with literally the same caption tie, too: neither can claim it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class RetrievalResult:
 def score(image_embed: Tensor, text_embed: Tensor, owner: Tensor | Sequence[int]) -> RetrievalResult:
     """Rank captions against images and images against captions.
 
-    image_embed [n_images, D], text_embed [n_captions, D] (any norm), owner [n_captions] the row of each caption's image.
-    Raises EvaluationError for features that are not finite, an owner that does not exist, an image without a caption.
+    image_embed [n_images, D], text_embed [n_captions, D] (any norm), owner [n_captions] the row of each caption's
+    image. Raises EvaluationError for features that are not finite, an owner that does not exist, an image without a
+    caption.
     """
     image_embed = check_features(image_embed, "the image embeddings")
     text_embed = check_features(text_embed, "the caption embeddings", width=image_embed.shape[1])
@@ -66,8 +67,8 @@ def score(image_embed: Tensor, text_embed: Tensor, owner: Tensor | Sequence[int]
     silent = torch.bincount(owner, minlength=n_images) == 0
     if silent.any():
         raise EvaluationError(
-            f"{int(silent.sum())} of {n_images} images have no caption (the first is image {int(silent.nonzero()[0])}), so "
-            "text retrieval has no right answer for them. Drop them from the set, or check how captions were assigned."
+            f"{int(silent.sum())} of {n_images} images have no caption (the first is image {int(silent.nonzero()[0])}), "
+            "so text retrieval has no right answer for them. Drop them from the set, or check how captions were assigned."
         )
     images, texts = F.normalize(image_embed, dim=1), F.normalize(text_embed, dim=1)
 
