@@ -275,6 +275,37 @@ def _look(args) -> None:
         print(f"{sample['key']}  {width} x {height}  {' | '.join(sample['captions'])}")
 
 
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+
+def _evaluate_arguments(parser):
+    _scale(parser)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        help="runs' folders, checkpoint files, hub repositories, diffclip-cc3m or diffclip-cc12m (the authors'), or "
+        "open_clip:ARCHITECTURE/TAG",
+    )
+    parser.add_argument("--tasks", nargs="+", help="zero_shot, linear_probe, few_shot, retrieval, ... (default: all)")
+    parser.add_argument(
+        "--benchmarks", nargs="+", help="names of sets, folders or hub repositories (default: all of the scale)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+@command("evaluate", "the paper's tasks on any checkpoint, as tidy results", _evaluate_arguments)
+def evaluate(args) -> None:
+    """Evaluate checkpoints on a scale's sets, or on sets of your own. What was evaluated before is not evaluated again; the
+    numbers go to data/runs/SCALE/results with those of all other models."""
+    from diffclip.evaluation import evaluate
+
+    for checkpoint in args.checkpoint:
+        rows = evaluate(checkpoint, args.scale, tasks=args.tasks, sets=args.benchmarks, progress=not args.quiet)
+        shown = rows[["task", "dataset", "metric", "value", "stderr", "chance", "n"]]
+        print(f"\n{checkpoint}\n{shown.to_string(index=False, float_format='{:.1f}'.format)}")
+
+
 # ----------------------------------------------------------------------------------------------------------- classify
 
 
@@ -314,6 +345,28 @@ def report(args) -> None:
 
     paths = build_report(args.scale, args.out)
     print(f"{len(paths)} files in {_short(paths[-1].parent)}; the page that shows them all: {_short(paths[-1])}")
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser):
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("folder", type=Path, help="where to: a new folder, in the hub's layout")
+    parser.add_argument("--released-keys", action="store_true", help="add the weights under the authors' key names")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository on the hub")
+    parser.add_argument("--private", action="store_true", help="if --push makes the repository, make it a private one")
+
+
+@command("export", "a trained model for others, with a model card; --push to the hub", _export_arguments)
+def export(args) -> None:
+    """Write a trained model as safetensors with its configuration, its scores and a model card, and upload it if asked."""
+    from diffclip.export import export, push
+
+    folder = export(args.run, args.folder, released_keys=args.released_keys)
+    print(f"{_short(folder)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if args.push:
+        print(f"Pushed: {push(folder, args.push, private=args.private)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- doctor

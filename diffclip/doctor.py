@@ -129,7 +129,8 @@ def roughly(seconds: float) -> str:
     """An estimate in words, with no more digits than it deserves."""
     for unit, length, enough in (("seconds", 1, 90), ("minutes", 60, 90), ("hours", 3600, 48), ("days", 86400, 1000)):
         if seconds < enough * length:
-            return f"about {max(1, round(seconds / length)):d} {unit}"
+            count = max(1, round(seconds / length))
+            return f"about {count} {unit if count > 1 else unit[:-1]}"
     return "years"
 
 
