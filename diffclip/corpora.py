@@ -21,8 +21,9 @@ from PIL import Image
 
 from diffclip import prepare, world
 from diffclip.paths import cache_root
-from diffclip.prepare import CorpusError, Row
+from diffclip.samples import JPEG_QUALITY
 from diffclip.shards import read_shard, write_shard
+from diffclip.sources import CorpusError, Row, Source, shard_row
 
 SHARD_SCENES = 2000  # scenes in a generated shard: enough shards for two processes at mini, few files at gpu
 PROBES = 48  # scenes looked at to see whether the world is still the same
@@ -188,7 +189,7 @@ class _WorldShard:
 
     def rows(self) -> Iterator[Row]:
         for sample in read_shard(self.path):
-            yield prepare.shard_row(sample)
+            yield shard_row(sample)
 
     def _sample(self, number: int) -> tuple[str, dict[str, bytes]]:
         spec = self.spec
@@ -196,7 +197,7 @@ class _WorldShard:
         wordings = world.captions(scene, spec.wordings, noisy=spec.noise)
         image = Image.fromarray(world.render(scene, spec.image_size))
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=prepare.JPEG_QUALITY)
+        image.save(stream, "JPEG", quality=JPEG_QUALITY)
         key = f"{number:09d}"
         # The attributes as a text of their own: readers that want one type per field (datasets) can take the rest.
         scene_text = json.dumps(scene.attributes())
@@ -209,13 +210,13 @@ class _WorldShard:
         }
 
 
-def _world_source(spec: CorpusSpec, folder: Path) -> prepare.Source:
+def _world_source(spec: CorpusSpec, folder: Path) -> Source:
     key = _world_key(spec)
     parts = [
         _WorldShard(spec, folder / f"{n:05d}.tar", start, min(start + SHARD_SCENES, spec.pairs), key)
         for n, start in enumerate(range(0, spec.pairs, SHARD_SCENES))
     ]
-    return prepare.Source(parts, {"kind": "world", "key": key}, "scene")
+    return Source(parts, {"kind": "world", "key": key}, "scene")
 
 
 def _world_key(spec: CorpusSpec) -> str:

@@ -26,41 +26,33 @@ import sys
 import threading
 import time
 import types
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
 
 import datasets
 import filelock
 import pyarrow as pa
 from huggingface_hub.utils import disable_progress_bars
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from diffclip import hub
 from diffclip.files import write_text, written_whole
 from diffclip.paths import cache_root
-from diffclip.shards import DamagedShard, Sample, read_shard
+from diffclip.samples import BadSample, normalise_image
+from diffclip.shards import DamagedShard
+from diffclip.sources import HUB_SOURCES, CorpusError, HubShard, Part, Source, open_source, sha256_of
 
 log = logging.getLogger("diffclip")
 
 FORMAT = 1
-JPEG_QUALITY = 95  # img2dataset's default
 BATCH_ROWS = 256  # rows in an Arrow record batch: small enough that one row is found quickly
-MAX_ASPECT = 20.0  # a banner of 5000 x 50 would be stored 224 high and 22 400 wide
-TABLE_ROWS = 5000  # rows of a table in a part
 HASH_ON_OPEN = 2**30  # an index up to so many bytes is hashed when opened (a second), of a larger one only the sizes
 MAX_FAILURES = 3  # downloads that may fail before the rest is given up
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-HUB_SOURCES = {"cc3m": "pixparse/cc3m-wds", "cc12m": "pixparse/cc12m-wds"}
 FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -70,361 +62,8 @@ FEATURES = datasets.Features(
 )
 
 
-class CorpusError(ValueError):
-    """A corpus that cannot be prepared or opened as asked for; the message says what to do."""
-
-
 class DiskSpaceError(OSError):
     """The disk would fill up before the end."""
-
-
-# --------------------------------------------------------------------------------------------------- samples and images
-
-
-class BadSample(ValueError):
-    """A sample that is left out: reason is one of a few (they are counted), detail is free text."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
-def normalise_image(content: bytes, size: int) -> bytes:
-    """An image file of any kind -> a JPEG whose shorter edge is `size` pixels, upright, RGB.
-
-    A JPEG that is so already is returned untouched, so that nothing is lost by a second compression. Transparency is
-    laid over white. Raises BadSample for what is not a whole image or is longer than MAX_ASPECT times its width.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", module="PIL")
-            image = Image.open(io.BytesIO(content))
-            kind, orientation = image.format, image.getexif().get(0x0112, 1)
-            width, height = image.size
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise BadSample("extreme aspect ratio", f"{width} x {height}")
-            as_is = kind == "JPEG" and image.mode == "RGB" and orientation == 1 and min(width, height) == size
-            if kind == "JPEG" and not as_is:
-                # Let the decoder skip detail finer than twice the target; the resampling below does the rest.
-                image.draft("RGB", (2 * size * width // min(width, height), 2 * size * height // min(width, height)))
-            image.load()  # decodes every pixel: a file cut short fails here
-            if as_is:
-                return content
-            image = ImageOps.exif_transpose(image)
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = image.convert("RGB")
-            scale = size / min(image.size)
-            target = tuple(max(size, round(edge * scale)) for edge in image.size)
-            if target != image.size:
-                image = image.resize(target, Image.Resampling.BICUBIC)
-            stream = io.BytesIO()
-            image.save(stream, "JPEG", quality=JPEG_QUALITY)
-            return stream.getvalue()
-    except BadSample:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadSample("broken image", "not an image of a known kind") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on bad bytes
-        raise BadSample("broken image", f"{type(error).__name__}: {error}"[:200]) from error
-
-
-def read_captions(files: dict[str, bytes]) -> tuple[str, ...]:
-    """The wordings of a sample as it stands in a shard; see `choose_captions`."""
-    try:
-        record = json.loads(files["json"]) if "json" in files else None
-        text = files["txt"].decode("utf-8") if "txt" in files else None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise BadSample("unreadable caption", str(error)[:200]) from error
-    return choose_captions(record, text)
-
-
-def choose_captions(record: object, text: str | None) -> tuple[str, ...]:
-    """The wordings of a sample: `captions` of its json where there is such a list, else its txt, else json's `caption`.
-
-    A caption is stripped of surrounding white space and otherwise left as it is (the paper: tokenisation only).
-    """
-    record = record if isinstance(record, dict) else {}
-    if isinstance(record.get("captions"), list):
-        return clean_captions(record["captions"])
-    if text is None and record.get("caption") is None:
-        raise BadSample("no caption")
-    return clean_captions([record["caption"] if text is None else text])
-
-
-def clean_captions(wordings: Iterable) -> tuple[str, ...]:
-    kept = tuple(text for wording in wordings if isinstance(wording, str) and (text := wording.strip()))
-    if not kept:
-        raise BadSample("empty caption")
-    return kept
-
-
-# ---------------------------------------------------------------------------------------------------------------- parts
-
-
-class Part(Protocol):
-    """A piece of a source that one process turns into one Arrow file; it must pickle."""
-
-    name: str
-    identity: str  # changes when the content does
-    weight: float  # amount of work in the source's own unit (bytes, rows, scenes)
-
-    def fetch(self) -> None: ...  # bring it to this machine; raises hub.HubError if that fails
-
-    def rows(self) -> Iterator[Row]: ...  # raises DamagedShard where it breaks off
-
-    def release(self) -> None: ...  # remove what fetch brought
-
-
-@dataclass(frozen=True)
-class Row:
-    key: str
-    weight: float  # its share of the part's weight
-    image: bytes = b""
-    captions: tuple[str, ...] = ()
-    problem: tuple[str, str] | None = None  # reason and detail, where there is no image or no caption
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A webdataset shard on this machine."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def identity(self) -> str:
-        state = self.path.stat()
-        return f"{self.name}:{state.st_size}:{state.st_mtime_ns}"
-
-    @property
-    def weight(self) -> float:
-        return self.path.stat().st_size
-
-    def fetch(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-    def rows(self) -> Iterator[Row]:
-        for sample in read_shard(self.path):
-            yield shard_row(sample)
-
-
-@dataclass(frozen=True)
-class HubShard:
-    """A webdataset shard in a data set repository on the hub; removed after indexing if it was not cached before."""
-
-    repo: str
-    revision: str  # a commit, so that all parts come from one state of the repository
-    file: str
-    identity: str
-    weight: float  # bytes
-    folder: Path  # where the download lies meanwhile
-    keep: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.file
-
-    def fetch(self) -> None:
-        self._path()
-
-    def release(self) -> None:
-        (self.folder / self.file).unlink(missing_ok=True)
-
-    def rows(self) -> Iterator[Row]:
-        for sample in read_shard(self._path()):
-            yield shard_row(sample)
-
-    def _path(self) -> Path:
-        cached = hub.cached(self.repo, self.file, revision=self.revision, repo_type="dataset")
-        folder = None if self.keep else self.folder
-        return cached or hub.fetch(self.repo, self.file, revision=self.revision, repo_type="dataset", folder=folder)
-
-
-@dataclass(frozen=True)
-class TableRows:
-    """`count` rows of a table of image paths and captions; relative paths start at the table's folder."""
-
-    table: Path
-    columns: tuple[str, ...]
-    start: int  # number of the first row
-    offset: int  # where it starts in the file, in bytes
-    count: int
-    image_column: str
-    caption_column: str
-    identity: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.table.name} rows {self.start + 1}-{self.start + self.count}"
-
-    @property
-    def weight(self) -> float:
-        return self.count
-
-    def fetch(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-    def rows(self) -> Iterator[Row]:
-        lines = itertools.islice(_read_table(self.table, self.offset), self.count)
-        for number, (_, line) in enumerate(lines, self.start + 1):
-            record = dict(zip(self.columns, line, strict=False))
-            key, name = str(number), record.get(self.image_column, "")
-            try:
-                captions = clean_captions([record.get(self.caption_column)])
-                image = (self.table.parent / name).read_bytes()
-            except BadSample as bad:
-                yield Row(key, 1, problem=(bad.reason, bad.detail))
-            except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-                yield Row(key, 1, problem=("no image", f"{name}: {getattr(error, 'strerror', None) or error}"))
-            else:
-                yield Row(key, 1, image, captions)
-
-
-def shard_row(sample: Sample) -> Row:
-    image = next((sample.files[e] for e in IMAGE_EXTENSIONS if e in sample.files), None)
-    if image is None:
-        members = ", ".join(sorted(sample.files))
-        return Row(sample.key, sample.nbytes, problem=("no image", f"members: {members}"))
-    try:
-        return Row(sample.key, sample.nbytes, image, read_captions(sample.files))
-    except BadSample as bad:
-        return Row(sample.key, sample.nbytes, problem=(bad.reason, bad.detail))
-
-
-# -------------------------------------------------------------------------------------------------------------- sources
-
-
-@dataclass(frozen=True)
-class Source:
-    parts: list[Part]
-    description: dict  # ends in the manifest and so in a run's config
-    unit: str  # of the parts' weights, for the progress bar
-
-
-def open_source(
-    source: str | Path,
-    *,
-    out: Path,
-    revision: str | None = None,
-    pattern: str | None = None,
-    parts: int | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    keep: bool = False,
-) -> Source:
-    """Find out what a source is and list its parts; see `prepare` for the arguments. Raises CorpusError or HubError."""
-    path = Path(source)
-    if path.is_file():
-        found = _table_source(path, image_column, caption_column)
-    elif path.is_dir():
-        shards = sorted(path.glob(pattern or "**/*.tar"))
-        if not shards:
-            raise CorpusError(
-                f"The folder {path} holds no webdataset shards ({pattern or '*.tar'}). Give the folder into which "
-                f"img2dataset wrote (with --output_format webdataset), a .csv or .tsv of image paths and captions, or "
-                f"a repository on the hub."
-            )
-        found = Source([Shard(p) for p in shards], {"kind": "shards", "folder": str(path.resolve())}, "B")
-    else:
-        repo = HUB_SOURCES.get(str(source), str(source))
-        if not hub.is_repo_id(repo):
-            raise CorpusError(
-                f"{str(source)!r} is neither a folder of shards, nor a .csv or .tsv file, nor one of "
-                f"{', '.join(HUB_SOURCES)}, nor the name of a repository on the hub (owner/name)."
-            )
-        found = _hub_source(repo, revision, pattern, out / "downloads", keep)
-    if parts is not None:
-        if parts < 1:
-            raise CorpusError(f"At least one part must be taken; {parts} were asked for.")
-        found = Source(found.parts[:parts], found.description, found.unit)
-    return found
-
-
-def _hub_source(repo: str, revision: str | None, pattern: str | None, folder: Path, keep: bool) -> Source:
-    commit, files = hub.list_files(repo, revision=revision, repo_type="dataset")
-    shards = [f for f in files if fnmatch(f.path, pattern or "*.tar")]
-    if pattern is None:  # the repositories hold train and validation side by side
-        shards = [f for f in shards if "train" in f.path] or shards
-    if not shards:
-        raise CorpusError(
-            f"The repository {repo} at {commit[:12]} holds no files {pattern or '*.tar'}; it has "
-            f"{', '.join(f.path for f in files[:5])}{' ...' if len(files) > 5 else ''}. Give the pattern of its shards."
-        )
-    parts = [HubShard(repo, commit, f.path, f.identity, f.size, folder, keep) for f in shards]
-    return Source(parts, {"kind": "hub", "repo": repo, "revision": commit}, "B")
-
-
-def _table_source(path: Path, image_column: str | None, caption_column: str | None) -> Source:
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        raise CorpusError(f"{path} is not a table: a .csv or .tsv file with image paths and captions was expected.")
-    lines = _read_table(path)
-    _, columns = next(lines, (0, []))
-    image = _pick_column(
-        path, columns, image_column, ("image", "filepath", "path", "file", "image_path"), "image paths"
-    )
-    caption = _pick_column(path, columns, caption_column, ("caption", "title", "text"), "captions")
-    offsets = [offset for offset, _ in lines]
-    if not offsets:
-        raise CorpusError(f"The table {path} has a header and no rows; there is nothing to prepare.")
-    digest = _sha256(path)
-    parts = [
-        TableRows(
-            table=path,
-            columns=tuple(columns),
-            start=start,
-            offset=offsets[start],
-            count=min(TABLE_ROWS, len(offsets) - start),
-            image_column=image,
-            caption_column=caption,
-            identity=f"{digest} {start} {image} {caption}",
-        )
-        for start in range(0, len(offsets), TABLE_ROWS)
-    ]
-    return Source(parts, {"kind": "table", "file": str(path.resolve()), "sha256": digest}, "row")
-
-
-def _pick_column(path: Path, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str) -> str:
-    for name in (asked,) if asked else usual:
-        if name in columns:
-            return name
-    wanted = repr(asked) if asked else "any of " + ", ".join(usual)
-    raise CorpusError(
-        f"The table {path} has no column for the {what}: {wanted} was looked for, its first line says "
-        f"{', '.join(columns) or 'nothing'}. Name the column, or add the missing header line."
-    )
-
-
-def _read_table(path: Path, offset: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a .csv or .tsv from a byte offset on, each with the offset at which it starts."""
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        position = offset
-
-        def lines() -> Iterator[str]:  # csv takes one line at a time, and more only inside quotes
-            nonlocal position
-            for line in stream:
-                position += len(line)
-                yield line.decode("utf-8-sig" if position == len(line) else "utf-8", errors="replace")
-
-        reader = csv.reader(lines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        while True:
-            start = position
-            row = next(reader, None)
-            if row is None:
-                return
-            if row:  # a blank line is no row
-                yield start, row
 
 
 # ------------------------------------------------------------------------------------------------------------- indexing
@@ -445,7 +84,7 @@ def index_part(part: Part, file: Path, image_size: int) -> dict:
             "identity": _identity(part, image_size),
             "pairs": pairs,
             "bytes": partial.stat().st_size,
-            "sha256": _sha256(partial),
+            "sha256": sha256_of(partial),
             "rejects": rejects,
         }
     write_text(file.with_suffix(".json"), json.dumps(record))
@@ -476,11 +115,6 @@ def _batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
     rows = iter(rows)
     while batch := list(itertools.islice(rows, size)):
         yield batch
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
@@ -577,7 +211,7 @@ def _damage(file: Path, record: dict, hashed: bool) -> str | None:
         return "is missing"
     if (size := file.stat().st_size) != record["bytes"]:
         return f"has {size:,} bytes instead of {record['bytes']:,}"
-    if hashed and _sha256(file) != record["sha256"]:
+    if hashed and sha256_of(file) != record["sha256"]:
         return "is damaged (its SHA-256 is another)"
     return None
 

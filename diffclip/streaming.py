@@ -18,16 +18,8 @@ import datasets
 import pyarrow as pa
 from PIL import Image
 
-from diffclip.prepare import (
-    HUB_SOURCES,
-    IMAGE_EXTENSIONS,
-    BadSample,
-    CorpusError,
-    HubShard,
-    Shard,
-    choose_captions,
-    open_source,
-)
+from diffclip.samples import IMAGE_EXTENSIONS, BadSample, choose_captions
+from diffclip.sources import HUB_SOURCES, CorpusError, HubShard, Shard, open_source
 
 log = logging.getLogger("diffclip")
 
@@ -42,7 +34,7 @@ WARNING = (
 class Stream:
     """The samples of a source in passing: {"image": RGB PIL image as it is stored, "captions": list of strings, "key"}.
 
-    source: a name in prepare.HUB_SOURCES, a repository on the hub (owner/name), or a folder of webdataset shards.
+    source: a name in sources.HUB_SOURCES, a repository on the hub (owner/name), or a folder of webdataset shards.
     shuffle_buffer: shuffle among so many samples (0: not at all), seeded by `seed`.
     skipped counts, by reason, the samples that were left out so far.
     Raises CorpusError or hub.HubError.

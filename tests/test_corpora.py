@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from diffclip import corpora, prepare, world
 from diffclip.corpora import CorpusSpec, open_corpus
-from diffclip.prepare import CorpusError
 from diffclip.shards import read_shard, write_shard
+from diffclip.sources import CorpusError
 from diffclip.streaming import Stream
 
 SPEC = CorpusSpec("cc3m", "world", pairs=50, image_size=32, seed=3)

@@ -22,9 +22,12 @@ from pictures import encode, picture, sample, write_shards
 from PIL import Image
 
 from diffclip import prepare as module
+from diffclip import sources
 from diffclip.corpora import CorpusSpec, open_corpus
-from diffclip.prepare import BadSample, CorpusError, DiskSpaceError, normalise_image, prepare
+from diffclip.prepare import DiskSpaceError, prepare
+from diffclip.samples import BadSample, normalise_image
 from diffclip.shards import DamagedShard, read_shard, write_shard
+from diffclip.sources import CorpusError
 
 
 def decoded(content: bytes) -> Image.Image:
@@ -340,13 +343,13 @@ def test_two_at_once_wait_for_each_other(tmp_path, caplog):
 @pytest.mark.processes
 def test_a_worker_killed_is_an_error_that_says_what_to_do(tmp_path):
     write_shards(tmp_path / "shards", 2, 3)
-    source = module.open_source(tmp_path / "shards", out=tmp_path / "out")
+    source = sources.open_source(tmp_path / "shards", out=tmp_path / "out")
     jobs = {n: (_Deadly(part.path), tmp_path / f"part-{n}.arrow", 32) for n, part in enumerate(source.parts)}
     with pytest.raises(CorpusError, match="was killed.*fewer than 2 workers"):
         list(module._run(jobs, 2))
 
 
-class _Deadly(module.Shard):
+class _Deadly(sources.Shard):
     def rows(self):
         os.kill(os.getpid(), signal.SIGKILL)
         yield
@@ -451,7 +454,7 @@ def write_table(folder: Path, text: str, name: str = "pairs.csv") -> Path:
 
 
 def test_a_csv_with_all_its_troubles(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TABLE_ROWS", 3)  # several parts, found again by their offset in the file
+    monkeypatch.setattr(sources, "TABLE_ROWS", 3)  # several parts, found again by their offset in the file
     table = write_table(
         tmp_path / "t",
         "\ufeffid,image,caption\n"
