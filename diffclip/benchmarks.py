@@ -92,11 +92,11 @@ _DOWNSTREAM = (
     ("world-kitchen", "Food-101", "accuracy", "wds_food101"),
 )
 _SHIFTS = (
-    ("world-compounds", "ImageNet", "wds_imagenet1k"),
-    ("world-compounds-resampled", "ImageNet-V2", "wds_imagenetv2"),
-    ("world-compounds-cluttered", "ImageNet-A", "wds_imagenet-a"),
-    ("world-compounds-renditions", "ImageNet-R", "wds_imagenet-r"),
-    ("world-compounds-sketches", "ImageNet-Sketch", "wds_imagenet_sketch"),
+    ("world-objects", "ImageNet", "wds_imagenet1k"),
+    ("world-objects-resampled", "ImageNet-V2", "wds_imagenetv2"),
+    ("world-objects-cluttered", "ImageNet-A", "wds_imagenet-a"),
+    ("world-objects-renditions", "ImageNet-R", "wds_imagenet-r"),
+    ("world-objects-sketches", "ImageNet-Sketch", "wds_imagenet_sketch"),
 )
 _RETRIEVAL = (
     ("captions-mixed", "Flickr30k", "wds_flickr30k"),
@@ -158,7 +158,8 @@ def _generated_registry(n: _Amounts) -> list[BenchmarkSpec]:
             amounts = {split: min(max(k, 160), generated.digits_available(split)) for split, k in amounts.items()}
         out.append(BenchmarkSpec(name, "classification", paper_name, metric, amounts=amounts, image_size=n.image_size))
     for name, paper_name, _ in _SHIFTS:
-        amounts = {"test": len(generated.CLASS_SETS[name].classes) * -(-n.shift // 64)}
+        classes = len(generated.CLASS_SETS[name].classes)
+        amounts = {"test": classes * -(-n.shift // classes)}
         out.append(BenchmarkSpec(name, "shift", paper_name, "accuracy", amounts=amounts, image_size=n.image_size))
     for name, paper_name, _ in _RETRIEVAL:
         amounts = {"test": n.retrieval}

@@ -255,6 +255,7 @@ def budget(parts: Mapping[str, int], extras: Mapping[str, int]) -> Figure:
 def table(frame: pd.DataFrame, precision: int = 3) -> Styler:
     """A data frame for reading in a notebook: words to the left, numbers to the right with `precision` decimals and their
     thousands apart, no row numbers. The same frame gives the same HTML."""
+    frame = frame.reset_index(drop=True)  # rows cut from a larger frame may share a number, which Styler refuses
     words = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
     heads = {column: [{"selector": "", "props": "text-align: left"}] for column in words}
     shown = frame.style.hide(axis="index").format(precision=precision, thousands="\u2009")

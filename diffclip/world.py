@@ -282,7 +282,7 @@ def sample_scene(
     kind: str = "mixed",
     background: str | None = None,
     count: int | None = None,
-    style: str = "photo",
+    style: str | None = None,
     **subject: Any,
 ) -> Scene:
     """Scene ``index`` of the stream ``seed``.
@@ -290,8 +290,12 @@ def sample_scene(
     ``kind`` is one of KINDS ("single", "pair", "group", "several", "text") or "mixed" for their blend. Attributes of
     the first thing (of every thing in a group) may be told: ``sample_scene(7, shape="star", fill="striped")``;
     ``count`` tells how many things a "group" or "several" has. What is not told is drawn, the same for the same
-    arguments on every machine. Raises ValueError for words the world does not know.
+    arguments on every machine. One in ten "mixed" scenes is a drawing, a mosaic or the like unless ``style`` is told;
+    other kinds are photos. Raises ValueError for words the world does not know.
     """
+    if style is None:
+        other = Draws(seed, index, 8)
+        style = other.pick(STYLES[1:]) if kind == "mixed" and other.chance(0.1) else "photo"
     _check(kind=kind, background=background, style=style, count=count, **subject)
     draw = Draws(seed, index, 1)
     if kind == "mixed":

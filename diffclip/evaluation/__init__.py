@@ -1,6 +1,7 @@
 """Evaluation: one protocol a file, pure functions of features; features.py and runner.py bring models and sets to them."""
 
 from .checks import EvaluationError
+from .contenders import contenders
 from .runner import TASKS, compare, evaluate
 
-__all__ = ["TASKS", "EvaluationError", "compare", "evaluate"]
+__all__ = ["TASKS", "EvaluationError", "compare", "contenders", "evaluate"]
