@@ -12,12 +12,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from diffclip.images import train_crop
 from diffclip.tokenizer import tokenize
 
 Key = tuple[int, np.ndarray]  # epoch, sample numbers
+KEPT_BYTES = 512 * 2**20  # of decoded pictures, over all workers of a process: a small corpus is decoded once
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -45,9 +46,22 @@ class TrainingViews(Dataset):
         self.context_length = context_length
         self.crop_scale = crop_scale
         self.seed = seed
+        self._kept: dict[int, dict] = {}
+        self._room = KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self.corpus)
+
+    def _pair(self, index: int) -> dict:
+        pair = self._kept.get(index)
+        if pair is None:
+            pair = self.corpus[index]
+            worker = get_worker_info()
+            size = 4 * pair["image"].width * pair["image"].height * (worker.num_workers if worker else 1)
+            if size <= self._room:
+                self._room -= size
+                self._kept[index] = pair
+        return pair
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         epoch, indices = key
@@ -56,7 +70,7 @@ class TrainingViews(Dataset):
         for row, index in enumerate(indices.tolist()):
             rng = sample_generator(self.seed, epoch, index)
             try:
-                pair = self.corpus[index]
+                pair = self._pair(index)
                 captions.append(pair["captions"][int(rng.integers(len(pair["captions"])))])
                 pixels[row] = train_crop(pair["image"], self.image_size, self.crop_scale, rng)
             except Exception as error:

@@ -459,6 +459,7 @@ class _Trainer:
             # The towers, in place: parameter names stay, and DDP and autocast wrap them as they would otherwise.
             self.clip.vision.compile()
             self.clip.text.compile()
+        self.parameters = list(self.clip.parameters())
         self.model, self.optimizer = self.accelerator.prepare(self.clip, make_optimizer(self.clip, self.recipe))
 
         share = self.recipe.batch_size // self.processes
@@ -558,7 +559,7 @@ class _Trainer:
             result = backward_through_batch(self.model, pieces, accelerator=self.accelerator, view=normalise)
             if self.accelerator.scaler is not None:
                 self.accelerator.unscale_gradients(self.optimizer)
-            norm = get_total_norm([p.grad for p in self.clip.parameters() if p.grad is not None])
+            norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
             scalars = torch.stack([*(result[k].float() for k in ("loss", "accuracy", "logit_scale")), norm]).tolist()
             self._refuse_nonfinite(scalars[0], scalars[3])
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from training_helpers import Child, HookedCorpus, TinyCorpus
 
+import diffclip.loader
 from diffclip.images import normalise, train_view
 from diffclip.loader import BatchOrder, TrainingViews, epoch_order, load, sample_generator
 from diffclip.tokenizer import tokenize
@@ -86,6 +87,18 @@ def test_any_number_of_workers_loads_the_same():
 def test_views_travel_to_workers_that_are_not_forked():
     travelled = pickle.loads(pickle.dumps(views()))
     assert torch.equal(travelled[0, np.array([7])][0], views()[0, np.array([7])][0])
+
+
+@pytest.mark.parametrize("room", [0, 10 * 4 * 40 * 36, 2**30], ids=["none", "ten pictures", "all"])
+def test_pictures_that_are_kept_decoded_are_the_same(room, monkeypatch):
+    reads = []
+    corpus = HookedCorpus(reads.append)
+    monkeypatch.setattr(diffclip.loader, "KEPT_BYTES", room)
+    one = views(corpus)
+    for epoch in (0, 1):
+        expected = views()[epoch, np.arange(30)]
+        assert all(torch.equal(a, b) for a, b in zip(one[epoch, np.arange(30)], expected, strict=True))
+    assert len(reads) == {0: 60, 10 * 4 * 40 * 36: 50, 2**30: 30}[room]
 
 
 def test_loading_leaves_the_global_random_numbers_alone():

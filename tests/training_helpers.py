@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import diffclip.loader
 from diffclip.model import SIZES
 from diffclip.tokenizer import tokenize
 from diffclip.training import Recipe, RunConfig, train
@@ -52,6 +53,7 @@ class HookedCorpus(TinyCorpus):
 
     def __init__(self, hook, pairs: int = 70):
         super().__init__(pairs)
+        diffclip.loader.KEPT_BYTES = 0  # or the loader would read each pair once only
         self.hook, self.count = hook, 0
 
     def __getitem__(self, index):
