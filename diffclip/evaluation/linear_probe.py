@@ -41,7 +41,7 @@ DECADES = 2  # it reaches this far to either side of the coarse best
 
 _FORCING = 0.25  # a Newton step is solved to this share of the gradient
 _MAX_NEWTON = 100
-_MAX_CONJUGATE = 100
+_MAX_CONJUGATE = 1000
 _BATCH = 16_000_000  # elements of a [N, fits, K] array: bounds the memory of a batch of fits
 
 

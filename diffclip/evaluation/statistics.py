@@ -1,14 +1,14 @@
 """Uncertainty for every number, and paired comparisons of two models that answered the same questions.
 
-Every score of the kit is a weighted mean of outcomes, `Outcomes`: accuracy weighs images equally, mean per-class accuracy
-weighs classes equally, recall has a query an outcome, few-shot an outcome a test image (the share of its appearances
-answered rightly). Outcomes that hang together, the five captions of an image say, form a cluster, and clusters are what is
-resampled: independent draws from the population that the set stands for. Where a score averages over strata (classes), each
-stratum is resampled by itself.
+Every score of the kit is a weighted mean of outcomes, `Outcomes`: accuracy weighs images equally, mean per-class
+accuracy weighs classes equally, recall has a query an outcome, few-shot an outcome a test image (the share of its
+appearances answered rightly). Outcomes that hang together, the five captions of an image say, form a cluster, and
+clusters are what is resampled: independent draws from the population that the set stands for. Where a score averages
+over strata (classes), each stratum is resampled by itself.
 
-Standard errors are those of the linearised weighted mean over clusters (Cochran, Sampling Techniques, chapter 9), which for
-plain accuracy is the binomial one up to n/(n - 1). Comparisons: McNemar's exact test where both models answer right or
-wrong with equal weights, a paired bootstrap over clusters otherwise.
+Standard errors are those of the linearised weighted mean over clusters (Cochran, Sampling Techniques, chapter 9),
+which for plain accuracy is the binomial one up to n/(n - 1). Comparisons: McNemar's exact test where both models
+answer right or wrong with equal weights, a paired bootstrap over clusters otherwise.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from .checks import EvaluationError
 IMPROVEMENT, DECLINE, NOISE = "improvement", "decline", "within noise"
 ALPHA = 0.05
 RESAMPLES = 2000
+_DRAWS = 2_000_000  # indices drawn at a time: bounds the memory of a bootstrap
 
 
 @dataclass(frozen=True)
 class Outcomes:
     """What stands behind one score: value = sum of weight * outcome, in the unit of the outcomes.
 
-    outcome, weight: [N] float64, the weights sum to one. cluster: [N] int64, equal for outcomes that are not independent.
-    stratum: [N] int64, equal within what is resampled together; a cluster lies in one stratum.
+    outcome, weight: [N] float64, the weights sum to one. cluster: [N] int64, equal for outcomes that are not
+    independent. stratum: [N] int64, equal within what is resampled together; a cluster lies in one stratum.
     """
 
     outcome: np.ndarray
@@ -54,14 +55,14 @@ class Outcomes:
 
     @property
     def stderr(self) -> float:
-        """Standard error of `value`; nan if some stratum has a single cluster that carries weight."""
+        """Standard error of `value`; nan if no stratum has two clusters, which its spread could be read from."""
         return _stderr(self, self.outcome)
 
     @property
     def binary(self) -> bool:
-        """Right or wrong, equal weights, every outcome a cluster of its own, one stratum: McNemar's setting."""
+        """Right or wrong in any unit, equal weights, each outcome its own cluster, one stratum: McNemar's setting."""
         return (
-            bool(np.isin(self.outcome, (0, 1)).all())
+            len(set(np.unique(self.outcome)) - {0.0}) <= 1
             and bool(np.allclose(self.weight, 1 / len(self)))
             and self.n == len(self)
             and len(np.unique(self.stratum)) == 1
@@ -123,9 +124,9 @@ def compare(
 ) -> Comparison:
     """Compare two models on the same questions.
 
-    The interval is the percentile bootstrap of the paired difference over clusters. A difference is called an improvement or
-    a decline only if its p-value is below `alpha` and the interval leaves zero out; everything else is within noise.
-    Raises EvaluationError if the two did not answer the same questions.
+    The interval is the percentile bootstrap of the paired difference over clusters. A difference is called an
+    improvement or a decline only if its p-value is below `alpha` and the interval leaves zero out; everything else is
+    within noise. Raises EvaluationError if the two did not answer the same questions.
     """
     same = len(baseline) == len(model) and all(
         np.allclose(a, b)
@@ -137,8 +138,8 @@ def compare(
     )
     if not same:
         raise EvaluationError(
-            f"A paired comparison needs the same questions in the same order, but the two models answered {len(baseline)} and "
-            f"{len(model)}, or other ones. Evaluate both on the same version of the set."
+            f"A paired comparison needs the same questions in the same order, but the two models answered "
+            f"{len(baseline)} and {len(model)}, or other ones. Evaluate both on the same version of the set."
         )
     delta = model.outcome - baseline.outcome
     difference = float(model.weight @ delta)
@@ -151,8 +152,16 @@ def compare(
         beyond = min((draws <= 0).mean(), (draws >= 0).mean())
         p, test = float(min(1.0, max(2 * beyond, 1 / resamples))), "paired bootstrap"
     return Comparison(
-        baseline.value, model.value, difference, float(low), float(high), p, test, verdict(difference, low, high, p, alpha), model.n
-    )  # fmt: skip
+        baseline=baseline.value,
+        model=model.value,
+        difference=difference,
+        low=float(low),
+        high=float(high),
+        p=p,
+        test=test,
+        verdict=verdict(difference, low, high, p, alpha),
+        n=model.n,
+    )
 
 
 def verdict(difference: float, low: float, high: float, p: float, alpha: float = ALPHA) -> str:
@@ -163,7 +172,7 @@ def verdict(difference: float, low: float, high: float, p: float, alpha: float =
 
 
 def mcnemar(baseline: np.ndarray, model: np.ndarray) -> float:
-    """McNemar's exact two-sided p-value for right answers [N] bool of two models: a binomial test on those that differ."""
+    """McNemar's exact two-sided p-value for right answers [N] bool: a binomial test on those where the two differ."""
     gained, lost = int((model & ~baseline).sum()), int((baseline & ~model).sum())
     return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
 
@@ -175,15 +184,32 @@ def bootstrap(
     values = what.outcome if values is None else values
     totals, weights, strata = _clusters(what, values)
     rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(what.weight).tobytes())])
-    top, bottom = np.zeros(resamples), np.zeros(resamples)
+    pairs = np.stack([totals, weights], 1)
+    mean = np.zeros(resamples)
     for stratum in np.unique(strata):
-        rows = np.flatnonzero(strata == stratum)
-        drawn = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)  # [R, clusters]
-        share = weights[rows].sum()
-        # Clusters of unequal weight: a ratio within the stratum, so that the stratum keeps its share of the score.
-        top += share * (drawn @ totals[rows]) / np.maximum(drawn @ weights[rows], 1e-300)
-        bottom += share
-    return top / bottom
+        rows = pairs[strata == stratum]
+        share = rows[:, 1].sum()
+        if share > 0:
+            total, weight = _redraw(rows, resamples, rng)
+            # Clusters of unequal weight: a ratio within the stratum, so that the stratum keeps its share of the score.
+            mean += share * total / np.maximum(weight, 1e-300)
+    return mean / weights.sum()
+
+
+def _redraw(rows: np.ndarray, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Column sums [resamples] of the two columns of `rows` [n, 2], of n rows drawn with replacement each time."""
+    n = len(rows)
+    distinct, count = np.unique(rows, axis=0, return_counts=True)
+    if 8 * len(distinct) <= n:  # a few kinds of rows, as with right and wrong: draw how many there are of each
+        sums = rng.multinomial(n, count / n, size=resamples) @ distinct
+    else:
+        sums = np.empty((resamples, 2))
+        step = max(1, _DRAWS // n)
+        for i in range(0, resamples, step):
+            index = rng.integers(n, size=(min(step, resamples - i), n), dtype=np.int32)
+            for column in range(2):
+                sums[i : i + step, column] = rows[:, column][index].sum(1)
+    return sums[:, 0], sums[:, 1]
 
 
 def interval(what: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0, alpha: float = ALPHA) -> tuple[float, float]:
@@ -219,14 +245,19 @@ def _clusters(what: Outcomes, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _stderr(what: Outcomes, values: np.ndarray) -> float:
     totals, weights, strata = _clusters(what, values)
-    variance = 0.0
+    variance, spread, alone = 0.0, [], []
     for stratum in np.unique(strata):
         rows = strata == stratum
         n, share = int(rows.sum()), weights[rows].sum()
         if share == 0:
             continue
         if n < 2:
-            return float("nan")
+            alone.append(share)
+            continue
         residual = totals[rows] - weights[rows] * totals[rows].sum() / share
-        variance += n / (n - 1) * float(residual @ residual)
+        part = n / (n - 1) * float(residual @ residual)
+        variance += part
+        spread.append(part * n / share**2)  # of one cluster's mean
+    if alone:  # a class with one test image: it says nothing of its own spread, so it takes that of the other classes
+        variance += sum(share**2 for share in alone) * (np.mean(spread) if spread else np.nan)
     return float(np.sqrt(variance))
