@@ -210,11 +210,18 @@ def test_the_scale_named_paper_is_not_the_paper():
     assert results.stand_in("zero_shot", "ImageNet") == "ImageNet"
 
 
-def test_a_comparison_without_its_numbers_is_out_of_date():
+def test_comparisons_of_other_numbers_are_out_of_date(caplog):
     numbers = synthetic_results.numbers(models=("clip", "diffclip"))
     pairs = synthetic_results.comparisons(numbers)
-    kept = report.from_frames(numbers[numbers["task"] != "few_shot"], pairs, "mini").comparisons
-    assert "few_shot" not in set(kept["task"]) and "linear_probe" in set(kept["task"])
+    key = ("CC3M", "DiffCLIP", "few_shot", "Pets", "accuracy")
+    fresh = report.from_frames(numbers, pairs, "mini")
+    assert fresh.difference(*key).test == "made up" and not caplog.records
+    trained_anew = numbers.assign(value=numbers["value"].where(numbers["task"] != "few_shot", numbers["value"] * 0.9))
+    stale = report.from_frames(trained_anew, pairs, "mini")
+    assert "18 of 102 comparisons are of other numbers" in caplog.text
+    difference = stale.difference(*key)
+    assert "unpaired" in difference.test
+    assert difference.value == pytest.approx(stale.number(*key).value - stale.number("CC3M", "CLIP", *key[2:]).value)
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def _finding(results: Results, keys: list[tuple[str, ...]], things: str) -> str:
 def _finding_of_variants(results: Results, pretraining: str, models: tuple[str, ...]) -> str:
     found = {m: tally([results.difference(pretraining, m, *key) for key in SIX.values()]) for m in models}
     how = "as reported, by sign" if results.is_paper else "beyond noise"
-    counts = ", ".join(f"{model} {counts.better} / {counts.worse}" for model, counts in found.items())
-    return f"Better / worse than CLIP {how}, of {len(SIX)} groups: {counts}"
+    counts = ", ".join(f"{model} {counts.better}/{counts.worse}" for model, counts in found.items())
+    return f"Better/worse than CLIP {how}, of {len(SIX)} groups: {counts}"
 
 
 def _set_labels(results: Results, names: tuple[str, ...]) -> list[str]:
@@ -170,7 +170,8 @@ def _bars(ax: Axes, results: Results, pretraining: str, models: tuple[str, ...],
             _value(ax, x, number.value + half, number, difference)
             top, chance = max(top, number.value + half), number.chance
         if chance is not None:
-            ax.hlines(chance, j - 0.46, j + 0.46, color=style.INK, linestyle=(0, (1, 1.5)), linewidth=1.2)
+            look = {"color": style.INK, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "path_effects": _halo("white")}
+            ax.hlines(chance, j - 0.46, j + 0.46, **look)
         tops.append(top)
         if len(models) == 2 and (difference := results.difference(pretraining, models[1], *key)):
             _above(ax, j, top, difference)
@@ -180,6 +181,11 @@ def _bars(ax: Axes, results: Results, pretraining: str, models: tuple[str, ...],
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     ax.grid(axis="x", visible=False)
     _dress(ax, results, pretraining)
+
+
+def _halo(colour) -> list:
+    """Keeps a thin thing readable over bars and lines."""
+    return [patheffects.withStroke(linewidth=2.5, foreground=colour)]
 
 
 def _value(ax: Axes, x: float, y: float, number: Number, difference: Difference | None) -> None:
@@ -227,7 +233,7 @@ def _radar(ax: Axes, results: Results, pretraining: str, keys: list[Key]) -> Non
     _dress(ax, results, pretraining, loc="center", pad=62)
     ax.set_ylim(0, 100)
     ax.set_yticks([25, 50, 75, 100], [""] * 4)
-    outline = [patheffects.withStroke(linewidth=2.5, foreground=ax.get_facecolor())]
+    outline = _halo(ax.get_facecolor())
     for level in (50, 75):
         place = {"ha": "center", "va": "center", "fontsize": 7, "color": style.FAINT, "zorder": 4}
         ax.text(angles[1] / 2, level, f"{level} %", path_effects=outline, **place)

@@ -6,6 +6,7 @@ drawn twice. Nothing in this folder loads a model.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .. import reported
 from ..paths import data_root
 from ..reported import AVERAGE
 from ..style import label
+
+log = logging.getLogger("diffclip")
 
 REPORTED = "reported"
 BASELINE = "CLIP"
@@ -203,10 +206,10 @@ def from_frames(numbers: pd.DataFrame, comparisons: pd.DataFrame | None, scale: 
             f"None of the {len(rows)} results is of a model of the paper on a set of scale {scale!r}: there is nothing to hold "
             f"against it. Train and evaluate some with `diffclip reproduce --scale {scale}`."
         )
-    tidy = _tidy_numbers(rows[belongs], scale)
-    names = tidy[["task", "dataset", "paper_name"]].drop_duplicates()
+    named = _named(rows[belongs], scale)
     paired = pd.DataFrame(columns=COMPARISON_COLUMNS) if comparisons is None else comparisons
-    return Results(*_with_averages(tidy, _tidy_comparisons(paired, names, scale)), scale, rows[~belongs])
+    tidy = _tidy_numbers(named), _tidy_comparisons(paired, named, scale)
+    return Results(*_with_averages(*tidy), scale, rows[~belongs])
 
 
 @dataclass(frozen=True)
@@ -306,13 +309,17 @@ def _belongs(frame: pd.DataFrame, scale: str) -> pd.Series:
     return good
 
 
-def _tidy_numbers(rows: pd.DataFrame, scale: str) -> pd.DataFrame:
-    """Names as the paper's, one row a number after the seeds are pooled."""
-    frame = rows.assign(
+def _named(rows: pd.DataFrame, scale: str) -> pd.DataFrame:
+    """Models and corpora under the paper's names; whether a corpus is a generated one in a column of its own."""
+    return rows.assign(
         model=rows["model"].map(label),
         generated_corpus=[_is_generated(str(name), scale) for name in rows["pretraining"]],
         pretraining=rows["pretraining"].map(_role),
     )
+
+
+def _tidy_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a number, after the seeds are pooled."""
     key = ["pretraining", "model", "task", "dataset", "metric", "seed"]
     clashes = frame.drop_duplicates([*key, "value"]).duplicated(key, keep=False)
     if clashes.any():
@@ -341,8 +348,10 @@ def _pool_seeds(group: pd.DataFrame) -> dict:
     return {column: row[column] for column in [*columns, "seeds", "generated_corpus"]}
 
 
-def _tidy_comparisons(raw: pd.DataFrame, names: pd.DataFrame, scale: str) -> pd.DataFrame:
-    """Comparisons with CLIP, one row a key; `names` (task, dataset, paper_name) tells whose place a set takes."""
+def _tidy_comparisons(raw: pd.DataFrame, numbers: pd.DataFrame, scale: str) -> pd.DataFrame:
+    """Comparisons with CLIP, one row a key. Those that are not of the `numbers` (as `_named` gives them) are out of date,
+    left behind by an earlier evaluation: they are dropped with a word.
+    """
     frame = raw.copy().reset_index(drop=True)
     for column, default in (("p", np.nan), ("p_holm", np.nan), ("test", ""), ("seed", np.nan), ("baseline", BASELINE)):
         if column not in frame:
@@ -357,10 +366,36 @@ def _tidy_comparisons(raw: pd.DataFrame, names: pd.DataFrame, scale: str) -> pd.
             f"comparisons.csv holds the verdict {strange[0]!r}; expected {', '.join(VERDICTS)}. Remove the file and run the "
             "notebook that wrote it again."
         )
-    frame = frame.merge(names, on=["task", "dataset"])  # a comparison without its numbers is out of date
+    current = _current(frame, numbers)
+    if not current.all():
+        log.warning(
+            "%d of %d comparisons are of other numbers than the results hold, from an earlier evaluation; two standard errors "
+            "stand in for them. Compare anew: diffclip.evaluation.compare(%r), or the notebook.",
+            (~current).sum(),
+            len(current),
+            scale,
+        )
+    names = numbers[["task", "dataset", "paper_name"]].drop_duplicates()
+    frame = frame[current].merge(names, on=["task", "dataset"])
     key = ["pretraining", "model", "task", "dataset", "paper_name", "metric"]
     pooled = [_pool_comparisons(group) for _, group in frame.drop_duplicates([*key, "seed"]).groupby(key, sort=False)]
     return pd.DataFrame(pooled, columns=[*key, "difference", "low", "high", "p", "p_holm", "test", "verdict"])
+
+
+def _current(comparisons: pd.DataFrame, numbers: pd.DataFrame) -> pd.Series:
+    """Which comparisons are of the very numbers: both values they say they compared are found there."""
+    key = ["pretraining", "model", "task", "dataset", "metric"]
+    scores: dict[tuple, list[float]] = {}
+    for row in numbers.to_dict("records"):
+        scores.setdefault(tuple(row[column] for column in key), []).append(row["value"])
+
+    def found(row: dict, model: str, column: str) -> bool:
+        known = scores.get(tuple(({**row, "model": model})[name] for name in key), [])
+        return any(column not in row or abs(value - row[column]) < 1e-3 for value in known)
+
+    rows = comparisons.to_dict("records")
+    current = [found(row, row["model"], "model_value") and found(row, BASELINE, "baseline_value") for row in rows]
+    return pd.Series(current, index=comparisons.index, dtype=bool)
 
 
 def _pool_comparisons(group: pd.DataFrame) -> dict:
