@@ -6,6 +6,7 @@ and maps of the theory notebook are in theory_figures.py.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 
@@ -253,14 +254,18 @@ def budget(parts: Mapping[str, int], extras: Mapping[str, int]) -> Figure:
 
 
 def table(frame: pd.DataFrame, precision: int = 3) -> Styler:
-    """A data frame for reading in a notebook: words to the left, numbers to the right with `precision` decimals and their
-    thousands apart, no row numbers. The same frame gives the same HTML."""
-    frame = frame.reset_index(drop=True)  # rows cut from a larger frame may share a number, which Styler refuses
+    """A data frame for reading in a notebook: words to the left, numbers to the right with their thousands apart and no more
+    decimals than their column needs, `precision` at most, no row numbers. The same frame gives the same HTML."""
     words = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
-    heads = {column: [{"selector": "", "props": "text-align: left"}] for column in words}
-    shown = frame.style.hide(axis="index").format(precision=precision, thousands="\u2009")
-    shown = shown.set_properties(subset=words, **{"text-align": "left"}).set_table_styles(heads)
-    return shown.set_uuid("table")
+    shown = frame.style.hide(axis="index").format(thousands="\u2009", na_rep="–")
+    for column in frame.select_dtypes("floating"):
+        rounded = frame[column].dropna().round(precision)
+        decimals = next(k for k in range(precision + 1) if (rounded.round(k) == rounded).all())
+        shown = shown.format(subset=[column], precision=decimals, thousands="\u2009", na_rep="–")
+    shown = shown.set_properties(subset=words, **{"text-align": "left"})
+    shown = shown.set_table_styles({column: [{"selector": "", "props": "text-align: left"}] for column in words})
+    # The name under which its CSS finds this table, and no other of the same notebook.
+    return shown.set_uuid(hashlib.sha256(frame.to_csv().encode()).hexdigest()[:8])
 
 
 def _spaced(n: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -65,7 +66,7 @@ def overview(scale: str = "mini") -> pd.DataFrame:
         found = recorded_seconds(chapter.name, scale)
         if found is None and scale == "mini":
             found = 60 * chapter.run_minutes, "estimate"
-        minutes, where = (f"{found[0] / 60:.1f}", found[1]) if found else ("?", "not run yet")
-        rows.append((chapter.name, chapter.about, chapter.paper, chapter.read_minutes, minutes, where))
-    columns = ["notebook", "about", "rebuilds", "minutes to read", "minutes to run", "measured"]
+        seconds, where = found or (math.nan, "not run yet")
+        rows.append((chapter.name, chapter.about, chapter.paper, chapter.read_minutes, round(seconds / 60, 1), where))
+    columns = ["notebook", "about", "rebuilds", "minutes to read", "minutes to run", "timed"]
     return pd.DataFrame(rows, columns=columns)

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -130,8 +132,8 @@ def test_overview_prefers_what_was_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFCLIP_DATA", str(tmp_path))
     monkeypatch.setattr(syllabus, "ROOT", tmp_path)
     table = syllabus.overview("mini").set_index("notebook")
-    assert len(table) == 12 and set(table["measured"]) == {"estimate"}
-    assert set(syllabus.overview("paper")["measured"]) == {"not run yet"}
+    assert len(table) == 12 and set(table["timed"]) == {"estimate"}
+    assert set(syllabus.overview("paper")["timed"]) == {"not run yet"}
     (tmp_path / "notebooks").mkdir()
     notes = {"cells": [], "metadata": {"diffclip": {"scale": "mini", "seconds": 90}}}
     (tmp_path / "notebooks" / "01_attention_theory.ipynb").write_text(json.dumps(notes))
@@ -139,10 +141,10 @@ def test_overview_prefers_what_was_recorded(tmp_path, monkeypatch):
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"02_models": {"seconds": 30.0}}))
     table = syllabus.overview("mini").set_index("notebook")
-    assert table.loc["01_attention_theory", ["minutes to run", "measured"]].tolist() == ["1.5", "as committed"]
-    assert table.loc["02_models", ["minutes to run", "measured"]].tolist() == ["0.5", "here"]
+    assert table.loc["01_attention_theory", ["minutes to run", "timed"]].tolist() == [1.5, "as committed"]
+    assert table.loc["02_models", ["minutes to run", "timed"]].tolist() == [0.5, "here"]
     state.write_text("{")
-    assert syllabus.overview("mini").set_index("notebook").loc["02_models", "measured"] == "estimate"
+    assert syllabus.overview("mini").set_index("notebook").loc["02_models", "timed"] == "estimate"
 
 
 def test_slider_only_where_somebody_can_move_it(monkeypatch):
@@ -179,6 +181,17 @@ def test_every_drawing_draws():
     for figure in figures:
         picture = np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("L"))
         assert picture.min() < 80 and (picture > 200).mean() > 0.2  # ink on a light ground
+
+
+def test_tables_in_one_notebook_do_not_style_each_other():
+    one = pd.DataFrame({"size": ["a", "b"], "share": [0.5, 0.25], "count": [1_234_567, 2]})
+    two = pd.DataFrame({"count": [3.14159, np.nan], "size": ["a", "b"]})
+    first, second = drawings.table(one).to_html(), drawings.table(two).to_html()
+    assert first == drawings.table(one.copy()).to_html()
+    names = [set(re.findall(r"T_\w+?(?=_|\b)", html)) for html in (first, second)]
+    assert names[0] and not names[0] & names[1]
+    assert ">0.50<" in first and ">1\u2009234\u2009567<" in first
+    assert ">3.142<" in second and ">–<" in second
 
 
 def test_scene_maps_are_attention_maps():
