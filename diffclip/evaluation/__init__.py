@@ -1,4 +1,4 @@
-"""Evaluation: one protocol a file, pure functions of features; features.py and runner.py bring models and sets to them."""
+"""Evaluation: one protocol a file, pure functions of features; features.py and runner.py bring models and sets."""
 
 from .checks import EvaluationError
 from .contenders import contenders

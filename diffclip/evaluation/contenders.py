@@ -25,10 +25,12 @@ def contenders(
     *,
     progress: bool = True,
 ) -> list[Subject]:
-    """The models to evaluate at a scale, ready for `evaluate`: every variant on every corpus, for every seed of the scale.
+    """The models to evaluate at a scale, ready for `evaluate`: every variant on every corpus, for every seed of the
+    scale.
 
-    Where the scale trains, a run is found, resumed or trained. At `released` they are checkpoints from the hub; one whose
-    address is not known (the baselines', see released.RELEASED) is left out with a word that says how to name it.
+    Where the scale trains, a run is found, resumed or trained. At `released` they are checkpoints from the hub; one
+    whose address is not known (the baselines', see released.RELEASED) is left out with a word that says how to name
+    it.
     """
     chosen = get_scale(scale)
     out = []

@@ -1,7 +1,7 @@
 """Frozen features: extracted once per (model, set), kept on disk, verified when read.
 
-A subject is whatever can be evaluated: one of our runs, a saved or released checkpoint, an open_clip model. Protocols see
-none of that; they get tensors from here.
+A subject is whatever can be evaluated: one of our runs, a saved or released checkpoint, an open_clip model. Protocols
+see none of that; they get tensors from here.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from diffclip.files import write_tensors
 from diffclip.model import CLIP, WEIGHTS_NAME
 from diffclip.tokenizer import tokenize
 
-from .checks import check_features
+from .checks import EvaluationError, check_features
 
 log = logging.getLogger("diffclip")
 
 BATCH = 256
+PART = 32 * BATCH  # a long extraction is kept in parts of so many images, so that a stop costs no more than one
 OPEN_CLIP = "open_clip:"  # "open_clip:ViT-B-32/laion2b_s34b_b79k"
 _FORMAT = "1"  # of preprocessing and files; a change makes all features anew
 
@@ -39,9 +40,9 @@ _FORMAT = "1"  # of preprocessing and files; a change makes all features anew
 class Subject:
     """A model under evaluation.
 
-    name: of its files of features and results. model: label of the variant. pretraining: what it was trained on, as tables
-    print it. seed: of its training. encoder: has encode_image and encode_text. view: PIL image -> float tensor [3, H, W].
-    tokens: list of strings -> int64 [n, length]. key: a hash of weights and preprocessing.
+    name: of its files of features and results. model: label of the variant. pretraining: what it was trained on, as
+    tables print it. seed: of its training. encoder: has encode_image and encode_text. view: PIL image -> float tensor
+    [3, H, W]. tokens: list of strings -> int64 [n, length]. key: a hash of weights and preprocessing.
     """
 
     name: str
@@ -59,9 +60,9 @@ def subject(
 ) -> Subject:
     """Whatever can be evaluated, ready for it.
 
-    source: a run or its folder, a model.safetensors of ours, a released checkpoint (path, registry name or hub id), an open_clip
-    model as "open_clip:<architecture>/<pretrained tag>", or a CLIP of ours in memory. name, pretraining: override what the
-    source says of itself. Raises FileNotFoundError or ValueError with what is wrong.
+    source: a run or its folder, a model.safetensors of ours, a released checkpoint (path, registry name or hub id),
+    an open_clip model as "open_clip:<architecture>/<pretrained tag>", or a CLIP of ours in memory. name, pretraining:
+    override what the source says of itself. Raises FileNotFoundError or ValueError with what is wrong.
     """
     if isinstance(source, training.Run):
         return _from_run(source, name, pretraining)
@@ -155,7 +156,21 @@ class Features:
 
     def images(self, benchmark) -> Tensor:
         """Embeddings [N, D] of a benchmark's images, not normalised."""
-        return self._cached(benchmark, "image", lambda: self._encode_images(benchmark.images, benchmark.name))
+        n = len(benchmark.images)
+        if n <= PART:
+            return self._cached(benchmark, "image", lambda: self._encode_images(benchmark.images, benchmark.name))
+
+        def in_parts() -> Tensor:
+            return torch.cat([self._cached(benchmark, *part(start)) for start in range(0, n, PART)])
+
+        def part(start: int) -> tuple[str, Callable[[], Tensor]]:
+            what = f"{benchmark.name} from {start:,} of {n:,}"
+            return f"image-{start}", lambda: self._encode_images(benchmark.images[start : start + PART], what)
+
+        features = self._cached(benchmark, "image", in_parts)
+        for start in range(0, n, PART):
+            self._path(benchmark, part(start)[0])[0].unlink(missing_ok=True)
+        return features
 
     def texts(self, benchmark, kind: str, texts: Sequence[str]) -> Tensor:
         """Embeddings [len(texts), D], not normalised; `kind` names them within the benchmark."""
@@ -169,10 +184,14 @@ class Features:
         prompts = [t.replace("{c}", c) for c in benchmark.classnames for t in benchmark.templates]
         return class_embeddings(self.texts(benchmark, "classes", prompts).unflatten(0, (len(benchmark.classnames), -1)))
 
-    def _cached(self, benchmark, kind: str, make: Callable[[], Tensor]) -> Tensor:
+    def _path(self, benchmark, kind: str) -> tuple[Path, str]:
+        """Where features are kept, and the key that says what they were made of."""
         identity = json.dumps([self.subject.key, benchmark.fingerprint, kind], sort_keys=True, default=str)
         key = hashlib.sha256(identity.encode()).hexdigest()
-        path = self.root / f"{benchmark.name}-{benchmark.split}-{kind}-{key[:12]}.safetensors"
+        return self.root / f"{benchmark.name}-{benchmark.split}-{kind}-{key[:12]}.safetensors", key
+
+    def _cached(self, benchmark, kind: str, make: Callable[[], Tensor]) -> Tensor:
+        path, key = self._path(benchmark, kind)
         if path.is_file():
             try:
                 with safetensors.safe_open(path, framework="pt") as file:
@@ -200,6 +219,7 @@ class Features:
         for start in self._bar(starts, f"{self.subject.name}: {name}"):
             batch = torch.stack([self.subject.view(image) for image in pictures[start : start + BATCH]])
             out.append(encoder.encode_image(batch.to(self.device)).float().cpu())
+            self._refuse_nonfinite(out[-1], f"images {start} to {start + len(batch) - 1} of {name}")
         return torch.cat(out)
 
     @torch.inference_mode()
@@ -208,7 +228,16 @@ class Features:
         for start in range(0, len(texts), BATCH):
             tokens = self.subject.tokens(list(texts[start : start + BATCH]))
             out.append(encoder.encode_text(tokens.to(self.device)).float().cpu())
+            self._refuse_nonfinite(out[-1], f"the texts from {texts[start]!r} on")
         return torch.cat(out)
+
+    def _refuse_nonfinite(self, features: Tensor, what: str) -> None:
+        """At the first batch, not when all is done."""
+        if not features.isfinite().all():
+            raise EvaluationError(
+                f"{self.subject.name} embeds {what} as NaN or infinity. Its training has diverged, or its weights are "
+                "damaged: look at metrics.csv in the run's folder, or take an earlier checkpoint."
+            )
 
     def _bar(self, starts: range, what: str) -> Iterable[int]:
         # Short work shows no bar: on a small set it would flicker by before it can be read.

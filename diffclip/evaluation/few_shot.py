@@ -75,8 +75,8 @@ def sample_episodes(
         c = classes[~fit][0]
         raise EvaluationError(
             f"{int((~fit).sum())} of {len(classes)} classes are too small for an episode, which needs {shots} training "
-            f"and {queries} test images of a class: class {c} has {train_count[c]} and {test_count[c]}. Take more images, "
-            "fewer shots or queries, or leave such classes out with skip_short=True."
+            f"and {queries} test images of a class: class {c} has {train_count[c]} and {test_count[c]}. Take more "
+            "images, fewer shots or queries, or leave such classes out with skip_short=True."
         )
     classes = classes[fit]
     if len(classes) < ways:

@@ -152,17 +152,18 @@ def linear_probe(
     the metric of Aircraft, Pets, Caltech-101 and Flowers, used for choosing C as well as for the test.
     """
     train_features = check_features(train_features, "the training features")
-    train_labels = check_labels(train_labels, "the training labels", len(train_features), n_classes)
-    test_features = check_features(test_features, "the test features", width=train_features.shape[1])
-    test_labels = check_labels(test_labels, "the test labels", len(test_features), n_classes)
+    device, width = train_features.device, train_features.shape[1]
+    train_labels = check_labels(train_labels, "the training labels", len(train_features), n_classes).to(device)
+    test_features = check_features(test_features, "the test features", width=width)
+    test_labels = check_labels(test_labels, "the test labels", len(test_features), n_classes).to(device)
     if n_classes is None:
         n_classes = int(max(train_labels.max(), test_labels.max())) + 1
     if validation is None:
         kept, held = stratified_split(train_labels, seed)
         validation = train_features[held], train_labels[held]
         train_features, train_labels = train_features[kept], train_labels[kept]
-    valid_features = check_features(validation[0], "the validation features", width=train_features.shape[1])
-    valid_labels = check_labels(validation[1], "the validation labels", len(valid_features), n_classes)
+    valid_features = check_features(validation[0], "the validation features", width=width)
+    valid_labels = check_labels(validation[1], "the validation labels", len(valid_features), n_classes).to(device)
 
     solver = _Solver(train_features, train_labels, n_classes)
 

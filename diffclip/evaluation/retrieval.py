@@ -67,8 +67,8 @@ def score(image_embed: Tensor, text_embed: Tensor, owner: Tensor | Sequence[int]
     silent = torch.bincount(owner, minlength=n_images) == 0
     if silent.any():
         raise EvaluationError(
-            f"{int(silent.sum())} of {n_images} images have no caption (the first is image {int(silent.nonzero()[0])}), "
-            "so text retrieval has no right answer for them. Drop them from the set, or check how captions were assigned."
+            f"{int(silent.sum())} of {n_images} images have no caption (the first is image {int(silent.nonzero()[0])}), so text "
+            "retrieval has no right answer for them. Drop them from the set, or check how captions were assigned."
         )
     images, texts = F.normalize(image_embed, dim=1), F.normalize(text_embed, dim=1)
 
