@@ -256,6 +256,7 @@ def budget(parts: Mapping[str, int], extras: Mapping[str, int]) -> Figure:
 def table(frame: pd.DataFrame, precision: int = 3) -> Styler:
     """A data frame for reading in a notebook: words to the left, numbers to the right with their thousands apart and no more
     decimals than their column needs, `precision` at most, no row numbers. The same frame gives the same HTML."""
+    frame = frame.reset_index(drop=True)  # rows cut from a larger frame may share a number, which Styler refuses
     words = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
     shown = frame.style.hide(axis="index").format(thousands="\u2009", na_rep="–")
     for column in frame.select_dtypes("floating"):

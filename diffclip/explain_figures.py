@@ -58,6 +58,7 @@ def plot_relevance(
                 if i == 0:
                     ax.text(0.5, 1.2, label, transform=ax.transAxes, ha="center", weight="bold")
     fig.suptitle(title or "Relevance of image patches to a query", x=0.005, y=0.99, ha="left", va="top")
+    plt.close(fig)  # or a notebook shows it twice: as pyplot's and as the cell's value
     return fig
 
 
@@ -113,6 +114,7 @@ def plot_scores(scores: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     fig.supxlabel("the text that the map is for", fontsize=9)
     fig.suptitle(_score_finding(scores), x=0.01, ha="left")
+    plt.close(fig)  # or a notebook shows it twice: as pyplot's and as the cell's value
     return fig
 
 
@@ -134,7 +136,7 @@ def plot_noise(noise: pd.DataFrame) -> Figure:
     line a model and part of the map with its 95 % interval, the background's share of the area dashed."""
     dashes = {"positive": "-", "absolute": "--", "first": "-.", "second": ":"}
     names = {"positive": "A1 − λA2, what is added", "absolute": "A1 − λA2, absolute", "first": "A1", "second": "A2"}
-    fig, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     for (model, part), rows in noise.groupby(["model", "part"], sort=False):
         layers = rows.groupby("layer")["noise"]
         mean, half = 100 * layers.mean(), 196 * layers.sem()
@@ -153,8 +155,9 @@ def plot_noise(noise: pd.DataFrame) -> Figure:
         100 * noise["area"].mean(), color=style.FAINT, linestyle=(0, (1, 1)), label="background's share of the area"
     )
     ax.set(xlabel="layer", ylabel="class-token attention on background (%)", xticks=sorted(noise["layer"].unique()))
-    fig.legend(loc="outside right upper", fontsize=8)
+    fig.legend(loc="outside right center", fontsize=8)
     fig.suptitle(_noise_finding(noise), x=0.01, ha="left")
+    plt.close(fig)  # or a notebook shows it twice: as pyplot's and as the cell's value
     return fig
 
 

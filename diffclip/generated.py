@@ -49,11 +49,11 @@ DIFFICULTY: dict[str, Difficulty] = {
     "digits": Difficulty(),
     "world-tiny": Difficulty(size=(0.2, 0.34), clutter=1, coarse=2.0),
     "world-kitchen": Difficulty(size=(0.26, 0.38)),
-    "world-objects": Difficulty(size=(0.24, 0.4)),
-    "world-objects-resampled": Difficulty(size=(0.2, 0.38)),
-    "world-objects-cluttered": Difficulty(size=(0.22, 0.34), clutter=3),
-    "world-objects-renditions": Difficulty(size=(0.26, 0.42)),
-    "world-objects-sketches": Difficulty(size=(0.26, 0.42)),
+    "world-objects": Difficulty(size=(0.28, 0.42)),
+    "world-objects-resampled": Difficulty(size=(0.26, 0.42)),
+    "world-objects-cluttered": Difficulty(size=(0.26, 0.38), clutter=2),
+    "world-objects-renditions": Difficulty(size=(0.28, 0.42)),
+    "world-objects-sketches": Difficulty(size=(0.28, 0.42)),
     "captions-simple": Difficulty(),
     "captions-mixed": Difficulty(),
     "captions-busy": Difficulty(),
@@ -63,14 +63,21 @@ DIFFICULTY: dict[str, Difficulty] = {
 
 
 # ------------------------------------------------------------------------------------------------------ the sets
+_PROMPTS = (
+    "a photo of a {c}", "a picture of a {c}", "an image of a {c}", "there is a {c}",
+    "a {c}", "a small {c}", "a large {c}",
+)  # fmt: skip
+# As the templates of ImageNet have them too, for its renditions and sketches.
+_AS_MADE = (
+    "a sketch of a {c}", "a chalk drawing of a {c}", "a neon sign of a {c}", "a mosaic of a {c}", "a painting of a {c}",
+)  # fmt: skip
+
+
 class ClassSet(NamedTuple):
     """A classification set. ``classes``: name -> attributes told to the world; a tuple of values means any of them."""
 
     classes: dict[str, dict[str, Any]]
-    templates: tuple[str, ...] = (
-        "a photo of a {c}", "a picture of a {c}", "an image of a {c}", "there is a {c}",
-        "a {c}", "a small {c}", "a large {c}",
-    )  # fmt: skip
+    templates: tuple[str, ...] = _PROMPTS
     kinds: tuple[str, ...] = ("single",)
     angles: bool = True  # some things are seen from the side or from above
     styles: tuple[str, ...] = ("photo",)
@@ -80,7 +87,7 @@ _FREE_OF_NAMES = ("circle", "square", "triangle", "hexagon", "heart", "cloud", "
 
 
 def _objects(**kwargs) -> ClassSet:
-    return ClassSet({shape: {"shape": shape} for shape in world.SHAPES}, **kwargs)
+    return ClassSet({shape: {"shape": shape} for shape in world.COMMON}, (*_PROMPTS, *_AS_MADE), **kwargs)
 
 
 _THINGS = ("single", "pair", "group", "several")

@@ -25,7 +25,7 @@ faster because it uses what the problem offers:
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +34,8 @@ import torch
 from torch import Tensor
 
 from .checks import EvaluationError, accuracy, check_features, check_labels
+
+log = logging.getLogger("diffclip")
 
 COARSE = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 FINE = 29  # values in the second sweep
@@ -335,7 +337,8 @@ class _Solver:
                 break
         else:
             left = ", ".join(f"{cs[i]:g}" for i in running.tolist())
-            warnings.warn(f"The linear probe has not converged after {_MAX_NEWTON} steps for C = {left}.", stacklevel=2)
+            # Next to no penalty on classes that can be separated has no optimum within reach; L-BFGS would stop as well.
+            log.info("The linear probe has not converged after %d steps for C = %s.", _MAX_NEWTON, left)
         self._keep(cs, theta, value)
 
     def _direction(self, theta: Tensor, logits: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
