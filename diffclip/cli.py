@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
     log = logging.getLogger("diffclip")
-    if not log.handlers:  # what the package has to say goes to stderr, plainly
-        log.addHandler(logging.StreamHandler())
+    handler, level = logging.StreamHandler(), log.level  # what the package has to say goes to stderr, plainly
+    if not log.handlers:
+        log.addHandler(handler)
         log.setLevel(logging.INFO)
     try:
         return COMMANDS[args.command].run(args) or 0
@@ -56,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"diffclip {args.command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _for_people(error: Exception) -> bool:

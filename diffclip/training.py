@@ -406,10 +406,11 @@ class _Trainer:
                 f"set gradient_checkpointing. {self._where()}"
             ) from error
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            death = _worker_death(error)
+            if death is None:
                 raise
             raise TrainingError(
-                f"A loading worker died ({str(error).splitlines()[0]}). Most often the machine ran out of memory: try fewer "
+                f"A loading worker died ({death}). Most often the machine ran out of memory: try fewer "
                 f"workers (now {self.recipe.workers}). {self._where()}"
             ) from error
         finally:
@@ -663,6 +664,19 @@ class _Trainer:
         if self.saved is None:
             return "No state had been saved yet; started again, the run begins at its first step."
         return f"The state of step {self.saved} is on disk; started again, the run goes on from there."
+
+
+def _worker_death(error: BaseException | None) -> str | None:
+    """What PyTorch says of a loading worker that died, in the error or in what it happened in the middle of.
+
+    PyTorch learns of it by a signal and raises wherever the main process is just then; in the middle of saving a state,
+    the unfinished file's own error comes on top.
+    """
+    while error is not None:
+        if "DataLoader worker" in str(error):
+            return str(error).splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _processes() -> PartialState:
