@@ -86,8 +86,11 @@ class ClassSet(NamedTuple):
 _FREE_OF_NAMES = ("circle", "square", "triangle", "hexagon", "heart", "cloud", "drop", "bell", "apple", "mushroom")
 
 
-def _objects(**kwargs) -> ClassSet:
-    return ClassSet({shape: {"shape": shape} for shape in world.COMMON}, (*_PROMPTS, *_AS_MADE), **kwargs)
+def _objects(at_home: bool = False, **kwargs) -> ClassSet:
+    """A class a common shape; at home they stand where the training scenes expect them, else anywhere."""
+    homes = {s: tuple(name for name, place in world.PLACES.items() if s in place.expects) for s in world.COMMON}
+    classes = {s: {"shape": s} | ({"background": homes[s]} if at_home else {}) for s in world.COMMON}
+    return ClassSet(classes, (*_PROMPTS, *_AS_MADE), **kwargs)
 
 
 _THINGS = ("single", "pair", "group", "several")
@@ -148,10 +151,10 @@ CLASS_SETS: dict[str, ClassSet] = {
         | {"apple": {"shape": "apple", **_PLAIN}, "broken apple": {"shape": "apple", "broken": True, "extra": ""}},
         ("a photo of a {c}", "a picture of a {c}", "an image of a {c}", "a {c} on a wooden table", "a {c}"),
     ),
-    "world-objects": _objects(),
-    "world-objects-resampled": _objects(),
-    "world-objects-cluttered": _objects(),
-    "world-objects-renditions": _objects(styles=("chalk", "neon", "mosaic", "painting")),
+    "world-objects": _objects(at_home=True),
+    "world-objects-resampled": _objects(at_home=True),
+    "world-objects-cluttered": _objects(at_home=True),
+    "world-objects-renditions": _objects(at_home=True, styles=("chalk", "neon", "mosaic", "painting")),
     "world-objects-sketches": _objects(styles=("sketch",)),
 }  # fmt: skip
 RETRIEVAL_SETS: dict[str, dict[str, float]] = {  # name -> kinds of scenes and their shares

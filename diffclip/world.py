@@ -160,10 +160,10 @@ def _thing(draw: Draws, background: str, shapes_from: tuple[str, ...] | None, fi
     shape = fixed.get("shape")
     if shape is None:
         fate = draw.u()
-        pool = shapes_from or (place.expects if fate < 0.3 else COMMON if fate < 0.85 else SHAPES)
+        pool = shapes_from or (place.expects if fate < 0.5 else COMMON if fate < 0.9 else SHAPES)
         shape = draw.pick([s for s in pool if s not in taken] or [s for s in SHAPES if s not in taken])
     colour = fixed.get("colour") or draw.pick([c for c in COLOURS if c not in place.avoid])
-    fill = "solid" if shape in SOLID_ONLY or draw.chance(0.4) else draw.pick(FILLS[1:])
+    fill = "solid" if shape in SOLID_ONLY or draw.chance(0.5) else draw.pick(FILLS[1:])
     fill = fixed.get("fill", fill)
     accent = "white" if draw.chance(0.65) else draw.pick(("yellow", "black", "blue", "red", "grey"))
     if accent == colour or (colour in ("white", "yellow", "grey") and accent in ("white", "grey", "yellow")):
@@ -290,12 +290,12 @@ def sample_scene(
     ``kind`` is one of KINDS ("single", "pair", "group", "several", "text") or "mixed" for their blend. Attributes of
     the first thing (of every thing in a group) may be told: ``sample_scene(7, shape="star", fill="striped")``;
     ``count`` tells how many things a "group" or "several" has. What is not told is drawn, the same for the same
-    arguments on every machine. One in ten "mixed" scenes is a drawing, a mosaic or the like unless ``style`` is told;
+    arguments on every machine. One in four "mixed" scenes is a drawing, a mosaic or the like unless ``style`` is told;
     other kinds are photos. Raises ValueError for words the world does not know.
     """
     if style is None:
         other = Draws(seed, index, 8)
-        style = other.pick(STYLES[1:]) if kind == "mixed" and other.chance(0.1) else "photo"
+        style = other.pick(STYLES[1:]) if kind == "mixed" and other.chance(0.25) else "photo"
     _check(kind=kind, background=background, style=style, count=count, **subject)
     draw = Draws(seed, index, 1)
     if kind == "mixed":
