@@ -127,6 +127,17 @@ def test_only_one_corpus_is_enough():
     results = report.from_frames(rows, None, "mini")
     assert "generated corpus for CC3M" in report.figure5(results).axes[1].get_title(loc="left")
     assert len(report.figure3(results).axes) == 2
+    title = " ".join(report.figure4(results).get_suptitle().split())
+    assert "(the paper: above on 5 of 7)" in title  # its CC12M, beside our CC3M
+
+
+def test_intervals_stay_between_0_and_100():
+    rows = synthetic_results.numbers(models=("clip", "diffclip"))
+    rows["stderr"] = rows["stderr"] * 20
+    for ax in report.figure1(report.from_frames(rows, None, "mini")).axes[1:]:
+        bars = [c for c in ax.containers if isinstance(c, matplotlib.container.ErrorbarContainer)]
+        ends = np.concatenate([bar[2][0].get_segments()[0][:, 1] for bar in bars])
+        assert ends.min() == 0.0 and ends.max() <= 100.0
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -62,6 +62,19 @@ def test_table3_of_the_paper_keeps_two_decimals():
     assert cells[3].text == "0.00" and cells[3].verdict is None
 
 
+def test_table3_of_ours():
+    rows = synthetic_results.numbers(models=("clip", "diffclip")).query("task == 'few_shot' and paper_name == 'Pets'")
+    pope = [
+        rows.assign(task="pope", dataset=kind, paper_name=kind, metric=metric, value=value)
+        for kind in ("random", "popular", "adversarial")
+        for metric, value in (("accuracy", 61.5), ("precision", 60.25), ("recall", 70.125))
+    ]
+    ours = report.table3(report.from_frames(pd.concat(pope), None, "mini")).sections[1]
+    assert ours.columns == ["Accuracy", "Precision", "Recall"] * 3
+    assert [cell.text.split()[0] for cell in ours.rows[0][2]][:3] == ["61.50", "60.25", "70.12"]
+    assert len(ours.rows) == 8  # two corpora here, though the paper reports one
+
+
 def test_the_title_counts_what_the_table_shows(table):
     judged = table.frame[(table.frame["origin"] == "mini") & (table.frame["model"] == "DiffCLIP")]
     verdicts = judged.loc[judged["in_place_of"] != "Avg.", "verdict"].value_counts()

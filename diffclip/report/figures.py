@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib import patheffects
@@ -19,7 +20,19 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import reported, style
 from ..reported import AVERAGE
-from .results import BASELINE, Z95, Difference, Number, Results, ResultsError, mmvp_patterns, paper, tally
+from .results import (
+    BASELINE,
+    PAIR,
+    Z95,
+    Difference,
+    Number,
+    Results,
+    ResultsError,
+    finding,
+    mmvp_patterns,
+    paper,
+    tally,
+)
 from .tables import missing, signed
 
 Key = tuple[str, str, str]  # task, the paper's set, metric
@@ -32,7 +45,6 @@ SIX: dict[str, Key] = {  # the six groups of figures 1 and 5
     "Zero-shot\n(1 set)": ("zero_shot", "ImageNet", "accuracy"),
     "Zero-shot OOD\n(5 sets)": ("zero_shot_ood", AVERAGE, "accuracy"),
 }
-PAIR = (BASELINE, "DiffCLIP")
 ALL_FOUR = tuple(reported.MODELS.values())
 MMVP_CHANCE = 25.0  # percent: two independent coin tosses must both come out right
 
@@ -59,8 +71,8 @@ def figure3(results: Results) -> Figure:
                 _bars(ax, origin, pretraining, PAIR, dict(zip(_set_labels(origin, names), keys, strict=True)))
                 ax.tick_params(axis="x", labelsize=7.5)  # our sets have long names, and whose place they take
                 ax.set_ylabel("Zero-shot accuracy, %")
-        finding = _finding(results, [(p, "DiffCLIP", *key) for p in pretrainings for key in keys[:-1]], "comparisons")
-        _finish(fig, f"Figure 3. Base set and shifts: {finding}", PAIR, results)
+        said = _finding(results, pretrainings, pretrainings, keys[:-1], "comparisons")
+        _finish(fig, f"Figure 3. Base set and shifts: {said}", PAIR, results)
     return fig
 
 
@@ -76,8 +88,8 @@ def figure4(results: Results) -> Figure:
         axes = fig.subplots(1, len(panels), subplot_kw={"projection": "polar"}, squeeze=False)
         for ax, (origin, corpus) in zip(axes.flat, panels, strict=True):
             _radar(ax, origin, corpus, [key for key in patterns if origin.number(corpus, BASELINE, *key)])
-        finding = _finding(results, [(pretraining, "DiffCLIP", *key) for key in patterns], "visual patterns")
-        _finish(fig, f"Figure 4. {finding}", PAIR, results, lines=True)
+        said = _finding(results, [pretraining], ["CC12M"], patterns, "visual patterns")
+        _finish(fig, f"Figure 4. {said}", PAIR, results, lines=True)
     return fig
 
 
@@ -94,7 +106,9 @@ def _origins(results: Results) -> list[Results]:
     return [results] if results.is_paper else [paper(), results]
 
 
-def _pretraining(results: Results, first: str, title: str, notebook: str, models: tuple[str, ...], keys) -> str:
+def _pretraining(
+    results: Results, first: str, title: str, notebook: str, models: tuple[str, ...], keys: Iterable[Key]
+) -> str:
     """The corpus to show: the paper's if all the models have numbers for it, else the other one."""
     found = results.pretrainings(*{task for task, _, _ in keys}, models=models)
     if not found:
@@ -112,20 +126,19 @@ def _six_groups(results: Results, title: str, theirs: str, ours: str, models: tu
             _bars(ax, origin, pretraining, models, SIX)
             ax.set_ylabel("Accuracy or recall, %")
         if stacked:
-            finding = _finding_of_variants(results, ours, models[1:])
+            said = _finding_of_variants(results, ours, models[1:])
         else:
-            finding = _finding(results, [(ours, models[1], *key) for key in SIX.values()], "task groups")
-        _finish(fig, f"{title}. {finding}", models, results)
+            said = _finding(results, [ours], [theirs], SIX.values(), "task groups")
+        _finish(fig, f"{title}. {said}", models, results)
     return fig
 
 
-def _finding(results: Results, keys: list[tuple[str, ...]], things: str) -> str:
-    """What the comparisons say, and beside it the count of signs in the paper, which judged none."""
-    sentence = tally([results.difference(*key) for key in keys]).sentence(things=things)
-    if results.is_paper:
-        return f"{sentence} (as reported)"
-    theirs = tally([paper().difference(*key) for key in keys])
-    return f"{sentence} (the paper: above on {theirs.better} of {theirs.total})" if theirs.total else sentence
+def _finding(results: Results, ours: list[str], theirs: list[str], keys: Iterable[Key], things: str) -> str:
+    """Ours counted for the corpora `ours`, the paper's signs for the corpora `theirs`."""
+    keys = list(keys)
+    here = tally([results.difference(p, "DiffCLIP", *key) for p in ours for key in keys])
+    there = tally([paper().difference(p, "DiffCLIP", *key) for p in theirs for key in keys])
+    return finding(results, here, there, things)
 
 
 def _finding_of_variants(results: Results, pretraining: str, models: tuple[str, ...]) -> str:
@@ -165,7 +178,8 @@ def _bars(ax: Axes, results: Results, pretraining: str, models: tuple[str, ...],
             )
             half = 0.0 if number.stderr is None else Z95 * number.stderr
             if half:
-                ax.errorbar(x, number.value, half, color=style.INK, elinewidth=1.0, capsize=2.0, capthick=1.0)
+                reach = [[min(half, number.value)], [min(half, 100 - number.value)]]  # no score is below 0 or above 100
+                ax.errorbar(x, number.value, reach, color=style.INK, elinewidth=1.0, capsize=2.0, capthick=1.0)
             difference = results.difference(pretraining, model, *key) if len(models) > 2 else None
             _value(ax, x, number.value + half, number, difference)
             top, chance = max(top, number.value + half), number.chance

@@ -247,6 +247,14 @@ def tally(differences: list[Difference | None]) -> Tally:
     return Tally(*counts, judged)
 
 
+def finding(results: Results, ours: Tally, theirs: Tally, things: str) -> str:
+    """The sentence of a title: what the comparisons say, and beside it the count of signs in the paper, which judged none."""
+    if results.is_paper:
+        return f"{ours.sentence(things=things)} (as reported)"
+    aside = f" (the paper: above on {theirs.better} of {theirs.total})" if theirs.total else ""
+    return ours.sentence(things=things) + aside
+
+
 def _listed(head: str, rest: list[str]) -> str:
     return f"{head}; {', '.join(rest)}" if rest else head
 

@@ -13,7 +13,7 @@ from .. import reported
 from ..files import write_text
 from ..reported import AVERAGE
 from ..style import VERDICT_COLOURS, VERDICT_MARKS
-from .results import BASELINE, REPORTED, Difference, Number, Results, ResultsError, Tally, paper, tally
+from .results import BASELINE, REPORTED, Difference, Number, Results, ResultsError, Tally, finding, paper, tally
 
 MINUS, NONE = "\u2212", "\u2013"
 TASK_TITLES = {
@@ -71,13 +71,13 @@ class Table:
 
     def to_latex(self) -> str:
         """A floating table for a document that uses the packages booktabs, graphicx and xcolor."""
-        title, _, finding = self.title.partition(". ")  # the document numbers its tables itself
+        title, _, said = self.title.partition(". ")  # the document numbers its tables itself
         width = max(len(section.columns) for section in self.sections)
         lines = [
             "% Needs \\usepackage{booktabs,graphicx,xcolor}",
             "\\begin{table*}[t]",
             "\\centering",
-            f"\\caption{{{_tex(finding)} [the paper's {_tex(title)}]. {_tex(self.note)}}}",
+            f"\\caption{{{_tex(said)} [the paper's {_tex(title)}]. {_tex(self.note)}}}",
             f"\\label{{tab:{self.name}}}",
             "\\vspace{4pt}",
             "\\resizebox{\\textwidth}{!}{%",
@@ -140,53 +140,53 @@ def table3(results: Results) -> Table:
     kinds = reported.CONTENTS["table3"]["pope"]
     columns = [Column("pope", kind, metric, metric.capitalize()) for kind in kinds for metric in metrics]
     groups = [(f"{kind.capitalize()} absentees, %", len(metrics)) for kind in kinds]
-    return _table("table3", "Table 3", "12_table3_pope", results, {"": columns}, groups, digits=2)
+    return _table("table3", "Table 3", None, results, {"": columns}, groups, digits=2)
 
 
 def _table(
     name: str,
     title: str,
-    notebook: str,
+    notebook: str | None,
     results: Results,
     blocks: dict[str, list[Column]],
     groups: list[tuple[str, int]],
     digits: int = 1,
 ) -> Table:
     columns = [column for block in blocks.values() for column in block]
-    if not results.pretrainings(*{column.task for column in columns}):
+    pretrainings = results.pretrainings(*{column.task for column in columns})
+    if not pretrainings:
         raise ResultsError(missing(title, notebook, results.origin))
     origins = [results] if results.is_paper else [paper(), results]
     sections = [_section(origin, blocks, groups, digits) for origin in origins]
     frame = pd.DataFrame([row for origin in origins for row in _frame_rows(name, origin, columns)])
-    theirs, ours = (_tally(origin, columns) for origin in (paper(), results))
-    if results.is_paper:
-        finding = f"{theirs.sentence(things='entries')} (as reported)"
-    else:
-        finding = f"{ours.sentence(things='comparisons')} (the paper: above on {theirs.better} of {theirs.total})"
-    return Table(name, f"{title}. {finding}", _note(results, ours, frame, notebook), sections, frame)
+    theirs, ours = (_tally(origin, pretrainings, columns) for origin in (paper(), results))
+    said = finding(results, ours, theirs, "entries" if results.is_paper else "comparisons")
+    return Table(name, f"{title}. {said}", _note(results, ours, frame, notebook), sections, frame)
 
 
-def missing(title: str, notebook: str, scale: str) -> str:
+def missing(title: str, notebook: str | None, scale: str) -> str:
     """What to say where results are missing."""
+    if notebook is None:
+        return f"{title} has no results at scale {scale} yet."
     return (
         f"{title} has no results at scale {scale} yet. Make them with "
         f"`diffclip reproduce --scale {scale} --only {notebook}`, then run `diffclip report --scale {scale}`."
     )
 
 
-def _tally(results: Results, columns: list[Column]) -> Tally:
+def _tally(results: Results, pretrainings: list[str], columns: list[Column]) -> Tally:
     """Over the sets themselves: an average repeats them and is not counted."""
     return tally(
         [
             results.difference(pretraining, "DiffCLIP", column.task, column.name, column.metric)
-            for pretraining in results.pretrainings(*{column.task for column in columns})
+            for pretraining in pretrainings
             for column in columns
             if column.name != AVERAGE
         ]
     )
 
 
-def _note(results: Results, ours: Tally, frame: pd.DataFrame, notebook: str) -> str:
+def _note(results: Results, ours: Tally, frame: pd.DataFrame, notebook: str | None) -> str:
     if results.is_paper:
         return "The paper's numbers as printed; the differences are coloured by their sign. The paper gives no errors."
     note = (
@@ -199,7 +199,7 @@ def _note(results: Results, ours: Tally, frame: pd.DataFrame, notebook: str) -> 
             " Every set here is named in the place of the paper's set above it: the questions differ, so do the levels."
         )
     if frame.loc[frame["origin"] != REPORTED, "value"].isna().any():
-        note += f" A dash: not evaluated yet (notebook {notebook})."
+        note += " A dash: not evaluated yet" + (f" (notebook {notebook})." if notebook else ".")
     return note
 
 
