@@ -134,6 +134,20 @@ def test_kernel_is_this_interpreter_whatever_is_registered(kit, make_notebook, m
     assert os.environ["MPLBACKEND"] == "Agg"  # this process's own environment is left as it was
 
 
+def test_estimates_are_of_the_longest_run(kit, make_notebook):
+    """A notebook that finds its models trained is quick; the next stranger's will not be."""
+    path = kit / "notebooks" / "00_first.ipynb"
+    make_notebook(path, "import time\ntime.sleep(0 if 'slow' not in open('speed').read() else 1.5)")
+    (kit / "notebooks" / "speed").write_text("slow")
+    run(kit, only=["00"])
+    (kit / "notebooks" / "speed").write_text("quick")
+    run(kit, only=["00"], force=True, write_back=True)
+    state = json.loads((kit / "data/runs/smoke/notebooks/state.json").read_text())["00_first"]
+    assert state["longest"] >= 1.5 and state["longest"] > state["seconds"]
+    assert load(path, "smoke", 0, "").seconds_committed == round(state["longest"])
+    assert load(path, "mini", 0, "").seconds_committed is None
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
 def test_stopped_at_any_moment_it_goes_on(kit, make_notebook, how):
