@@ -120,6 +120,7 @@ def test_the_page_says_what_is_generated_and_counts_verdicts(page, runs):
     assert "The data here is generated." in page and "generated corpus for CC3M" in page
     pairs = pd.read_csv(runs / "results" / "comparisons.csv").query("model == 'diffclip'")
     pairs = pairs[~pairs["metric"].isin(["recall@1", "recall@10"])]
+    pairs = pairs[(pairs["task"] != "zero_shot_ood") | (pairs["paper_name"] != "ImageNet")]  # zero_shot's, once
     counts = pairs["verdict"].value_counts()
     sentence = f"DiffCLIP is better than CLIP beyond noise in {counts['improvement']} of {len(pairs)} comparisons here"
     assert sentence in " ".join(page.split())

@@ -59,7 +59,8 @@ def figure3(results: Results) -> Figure:
     """Zero-shot accuracy on the base set and its four shifts (the paper's figure 3), a row of panels per corpus."""
     names = reported.CONTENTS["figure3"]["zero_shot_ood"]
     keys = [("zero_shot_ood", name, "accuracy") for name in names]
-    pretrainings = results.pretrainings("zero_shot_ood", models=PAIR)
+    found = results.pretrainings("zero_shot_ood", models=PAIR)
+    pretrainings = [p for p in found if p in reported.PRETRAININGS]  # the paper's panel needs numbers too
     if not pretrainings:
         raise ResultsError(missing("Figure 3", "08_figure3_robustness", results.origin))
     origins = _origins(results)
@@ -87,7 +88,7 @@ def figure4(results: Results) -> Figure:
         fig = style.figure(6.6 * len(panels), 6.9)
         axes = fig.subplots(1, len(panels), subplot_kw={"projection": "polar"}, squeeze=False)
         for ax, (origin, corpus) in zip(axes.flat, panels, strict=True):
-            _radar(ax, origin, corpus, [key for key in patterns if origin.number(corpus, BASELINE, *key)])
+            _radar(ax, origin, corpus, [key for key in patterns if all(origin.number(corpus, m, *key) for m in PAIR)])
         said = _finding(results, [pretraining], ["CC12M"], patterns, "visual patterns")
         _finish(fig, f"Figure 4. {said}", PAIR, results, lines=True)
     return fig
