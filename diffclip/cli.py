@@ -315,7 +315,9 @@ def evaluate(args) -> None:
 
 def _classify_arguments(parser):
     parser.add_argument("image", type=Path)
-    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what it may be")
+    parser.add_argument(
+        "--labels", nargs="+", required=True, metavar="LABEL", help="what it may be; commas part them too"
+    )
     parser.add_argument(
         "--checkpoint",
         default="diffclip-cc12m",
@@ -330,7 +332,8 @@ def classify(args) -> None:
     """The likeliest five of the labels with their probabilities: zero-shot classification of one picture."""
     from diffclip.classify import classify
 
-    for label, score in classify(args.image, args.labels, args.checkpoint, args.template, revision=args.revision):
+    labels = [label for labels in args.labels for label in labels.split(",") if label.strip()]
+    for label, score in classify(args.image, labels, args.checkpoint, args.template, revision=args.revision):
         print(f"{100 * score:6.2f} %  {label}")
 
 
