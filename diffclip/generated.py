@@ -41,7 +41,7 @@ class Difficulty:
 # The one place to tune. At `mini` a trained baseline should sit well above chance and well below 100 % on every set.
 DIFFICULTY: dict[str, Difficulty] = {
     "world-shapes": Difficulty(size=(0.3, 0.42)),
-    "world-surfaces": Difficulty(size=(0.26, 0.4)),
+    "world-surfaces": Difficulty(size=(0.3, 0.42)),
     "world-creatures": Difficulty(size=(0.28, 0.4)),
     "world-garden": Difficulty(size=(0.2, 0.34), clutter=1, grain=15),
     "world-places": Difficulty(haze=0.7, grain=40),
@@ -95,12 +95,13 @@ def _objects(at_home: bool = False, **kwargs) -> ClassSet:
 
 _THINGS = ("single", "pair", "group", "several")
 _PLAIN = {"broken": False, "extra": ""}
+_SAMPLE = {"colour": "blue", "accent": "white", "background": "plain wall", **_PLAIN}  # nothing varies but the surface
 CLASS_SETS: dict[str, ClassSet] = {
     "world-shapes": ClassSet({s: {"shape": s} for s in (*world.COMMON[::2], "boat", "umbrella", "key", "car", "bird", "leaf")}),
     "world-surfaces": ClassSet(
-        {f"{fill} shape": {"shape": _FREE_OF_NAMES, "fill": fill, **_PLAIN} for fill in world.FILLS}
+        {f"{fill} shape": {"shape": _FREE_OF_NAMES, "fill": fill, **_SAMPLE} for fill in world.FILLS}
         | {
-            f"shape with a {name}": {"shape": _FREE_OF_NAMES, "fill": "solid", "broken": False, "extra": extra}
+            f"shape with a {name}": {"shape": _FREE_OF_NAMES, "fill": "solid", **_SAMPLE, "extra": extra}
             for name, extra in (("hole in it", "hole"), ("dark border", "border"))
         }
     ),

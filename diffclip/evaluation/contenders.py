@@ -23,10 +23,11 @@ def contenders(
     corpora: Sequence[str] = ("cc3m", "cc12m"),
     variants: Sequence[str] = ("clip", "diffclip"),
     *,
+    seeds: Sequence[int] | None = None,
     progress: bool = True,
 ) -> list[Subject]:
-    """The models to evaluate at a scale, ready for `evaluate`: every variant on every corpus, for every seed of the
-    scale.
+    """The models to evaluate at a scale, ready for `evaluate`: every variant on every corpus, for every seed of training
+    (by default the scale's).
 
     Where the scale trains, a run is found, resumed or trained. At `released` they are checkpoints from the hub; one
     whose address is not known (the baselines', see released.RELEASED) is left out with a word that says how to name
@@ -38,7 +39,7 @@ def contenders(
         for variant in variants:
             label = get_variant(variant).label
             if chosen.trains:
-                for seed in chosen.seeds:
+                for seed in chosen.seeds if seeds is None else seeds:
                     run = training.ensure_run(scale, corpus, variant, seed, progress=progress)
                     out.append(subject(run))
                 continue
