@@ -122,7 +122,7 @@ SCALES: dict[str, Scale] = {
             episodes=5000,
             bootstrap=2000,
             needs=Needs(cores=2, memory=8, disk=3),
-            minutes=20,
+            minutes=15,
         ),
         Scale(
             name="gpu",
