@@ -29,7 +29,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -38,6 +38,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import nn
+from torch.distributed import DistError
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
@@ -406,13 +407,17 @@ class _Trainer:
                 f"set gradient_checkpointing. {self._where()}"
             ) from error
         except RuntimeError as error:
-            death = _worker_death(error)
-            if death is None:
-                raise
-            raise TrainingError(
-                f"A loading worker died ({death}). Most often the machine ran out of memory: try fewer "
-                f"workers (now {self.recipe.workers}). {self._where()}"
-            ) from error
+            if death := _worker_death(error):
+                raise TrainingError(
+                    f"A loading worker died ({death}). Most often the machine ran out of memory: try fewer "
+                    f"workers (now {self.recipe.workers}). {self._where()}"
+                ) from error
+            if self.processes > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
+                raise TrainingError(
+                    f"Another process of this training is gone ({str(error).splitlines()[0]}). Its own output says why. "
+                    f"{self._where()}"
+                ) from error
+            raise
         finally:
             if bar is not None:
                 bar.close()
@@ -687,13 +692,17 @@ def _processes() -> PartialState:
 
 def make_accelerator(recipe: Recipe, run_dir: Path = Path(), trackers: tuple[str, ...] = ()) -> Accelerator:
     """Accelerate as this trainer uses it: the recipe's precision, DDP without surprises, trackers into `run_dir`."""
+    precision = resolve_precision(recipe.precision, _processes().device)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        # Accelerate fixes the precision for the life of a process; a notebook or doctor goes on to another scale.
+        AcceleratorState._reset_state()
     for name in trackers:
         if name not in TRACKERS:
             raise ValueError(f"Unknown tracker {name!r}; choose from {', '.join(TRACKERS)}.")
         if find_spec(name) is None:
             raise ValueError(f"The tracker {name!r} needs the package of that name: pip install {name}.")
     return Accelerator(
-        mixed_precision=resolve_precision(recipe.precision, _processes().device),
+        mixed_precision=precision,
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "tensorboard")),
         # The towers have no buffers that change, so none need be sent around before every forward pass.

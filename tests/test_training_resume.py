@@ -29,6 +29,7 @@ from training_helpers import (
 import diffclip.files
 import diffclip.run_folder
 import diffclip.training
+from diffclip.model import create_model
 from diffclip.run_folder import RunFolder, TrainingError
 from diffclip.training import load_run
 
@@ -163,6 +164,19 @@ def test_metrics_hold_what_was_promised(undisturbed):
     np.testing.assert_allclose(metrics.learning_rate, [schedule.learning_rate(s) for s in range(12)], rtol=1e-12)
 
 
+def test_the_logit_scale_is_clamped_after_each_step(tmp_path, monkeypatch):
+    def hot(*args, **kwargs):
+        model = create_model(*args, **kwargs)
+        torch.nn.init.constant_(model.logit_scale, np.log(200))
+        return model
+
+    monkeypatch.setattr(diffclip.training, "create_model", hot)
+    run = quiet_train(config(max_steps=3), tmp_path / "run")
+    assert run.metrics.logit_scale[0] == pytest.approx(200)
+    assert (run.metrics.logit_scale[1:] <= 100 * (1 + 1e-6)).all()
+    assert run.model().logit_scale.item() <= np.log(100) + 1e-6
+
+
 def test_max_steps_stops_early_and_keeps_the_schedule(tmp_path, undisturbed):
     run = quiet_train(config(max_steps=5, log_every=2), tmp_path / "run")
     assert run.metrics.step.tolist() == [1, 2, 4, 5]
@@ -182,11 +196,13 @@ def test_training_leaves_the_callers_random_numbers_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_bfloat16(tmp_path, undisturbed):
-    run = Child(quiet_train, config(precision="bf16"), tmp_path / "run").result()
-    np.testing.assert_allclose(run.metrics.loss, undisturbed.metrics.loss, rtol=0.1)
-    assert not np.array_equal(run.metrics.loss, undisturbed.metrics.loss)
-    assert {t.dtype for t in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
+def test_bfloat16_and_back_in_one_process(tmp_path, undisturbed):
+    half = quiet_train(config(precision="bf16"), tmp_path / "half")
+    whole = quiet_train(config(), tmp_path / "whole")
+    np.testing.assert_allclose(half.metrics.loss, undisturbed.metrics.loss, rtol=0.1)
+    np.testing.assert_allclose(whole.metrics.loss, undisturbed.metrics.loss, rtol=1e-5)
+    assert not np.array_equal(half.metrics.loss, whole.metrics.loss)
+    assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float32}
 
 
 # Several processes
@@ -240,6 +256,22 @@ def test_two_processes_repeat_themselves_bit_for_bit(tmp_path):
 
 def stopped_clip(run_dir):
     return stopped(run_dir, 8, variant="clip", chunk_size=3)
+
+
+def with_a_dying_process(run_dir):
+    def hook(count):
+        if os.environ["RANK"] == "1" and count > 5 * 8:
+            die()
+
+    quiet_train(config(), run_dir, HookedCorpus(hook))
+
+
+def test_a_process_is_killed(tmp_path):
+    with pytest.raises(
+        RuntimeError, match="Another process of this training is gone .* The state of step 3 is on disk"
+    ):
+        run_distributed(2, with_a_dying_process, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_state()["step"] == 3
 
 
 def refusal(run_dir):
@@ -454,9 +486,12 @@ def stopped_with_tensorboard(run_dir):
         quiet_train(config(), run_dir, HookedCorpus(stop), trackers=("tensorboard",))
 
 
-def test_trackers_that_are_not_there(tmp_path):
+def test_trackers_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Unknown tracker 'abacus'; choose from tensorboard, wandb"):
         quiet_train(config(), tmp_path / "run", trackers=("abacus",))
+    monkeypatch.setattr(diffclip.training, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        quiet_train(config(), tmp_path / "run", trackers=("wandb",))
 
 
 @pytest.mark.parametrize("watched", [True, False])
