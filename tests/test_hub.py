@@ -46,7 +46,7 @@ class Loopback:
         variables = os.environ | {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0"}
         variables |= {"DIFFCLIP_DATA": str(self.folder / "data"), "PYTHONPATH": os.getcwd()} | environment
         command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
-        done = subprocess.run(command, check=False, env=variables, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, check=False, env=variables, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         self.errors = done.stderr
         return [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("TOLD ")]

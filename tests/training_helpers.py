@@ -114,7 +114,7 @@ class Child:
         self.process.start()
         theirs.close()
 
-    def result(self, timeout=120):
+    def result(self, timeout=600):
         """What the action returned; RuntimeError with its error, or if the process died without a word."""
         try:
             if not self.pipe.poll(timeout):
