@@ -160,12 +160,14 @@ def test_stopped_at_any_moment_it_goes_on(kit, make_notebook, how):
         f"sys.exit(cli.main(['reproduce', '--scale', 'smoke', '--notebooks', {str(notebooks)!r}]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Run in the background of a script, pytest has inherited that SIGINT is ignored, and would pass it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         _wait(lambda: (notebooks / "kernel.pid").exists() or process.poll() is not None)
         process.send_signal(how)
-        said, _ = process.communicate(timeout=600)  # against hanging for ever, not a measurement
+        said, _ = process.communicate(timeout=120)  # against hanging for ever, not a measurement
     finally:
         process.kill()
     assert process.returncode == (130 if how == signal.SIGINT else -how), said
