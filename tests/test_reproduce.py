@@ -155,15 +155,15 @@ def test_stopped_at_any_moment_it_goes_on(kit, make_notebook, how):
     notebooks = kit / "notebooks"
     tells_its_pid = "import os, time\nopen('part', 'w').write(str(os.getpid()))\nos.rename('part', 'kernel.pid')\n"
     make_notebook(notebooks / "01_second.ipynb", tells_its_pid + "time.sleep(0 if os.path.exists('go') else 600)")
+    # Run in the background of a script, pytest has inherited that SIGINT is ignored, and passes it on: undone first.
     command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from diffclip import cli, reproduce; reproduce.package_hash = lambda: 'as it was'; "
         f"sys.exit(cli.main(['reproduce', '--scale', 'smoke', '--notebooks', {str(notebooks)!r}]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        # Run in the background of a script, pytest has inherited that SIGINT is ignored, and would pass it on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         _wait(lambda: (notebooks / "kernel.pid").exists() or process.poll() is not None)
         process.send_signal(how)
