@@ -115,7 +115,7 @@ def _times(scale, pace: Pace, lacking: bool) -> Iterable[str]:
         rate, how = pace.of(scale)
         models, pairs = trained_pairs(scale)
         training = pairs / rate  # seconds
-        yield f"training {models} models here: {roughly(training)} ({rate:,.3g} pairs/s, {how})"
+        yield f"training {models} models here: {roughly(training)} ({rate:,.{0 if rate >= 10 else 2}f} pairs/s, {how})"
     before = _last_time(scale)
     if before is not None:
         yield f"all notebooks: took {duration(before)} here"
