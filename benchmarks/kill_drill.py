@@ -130,10 +130,11 @@ def drill(folder: Path, images: int, steps: int, kills: int, seed: int) -> dict:
         figures["killed_at"].append(last_step(killed))
     assert start("train", index, killed, steps).wait() == 0
     figures["killed_s"] = round(time.perf_counter() - clock)
-    sessions = json.loads((killed / "config.json").read_text())["sessions"]
-    figures["resumed_from"] = [session["from_step"] for session in sessions[1:]]
     figures["weights_equal"] = same_weights(folder / "undisturbed", killed)
     figures["metrics_equal"] = metrics(folder / "undisturbed").equals(metrics(killed))
+    config = json.loads((killed / "config.json").read_text())
+    figures["resumed_from"] = [session["from_step"] for session in config["sessions"][1:]]
+    figures["batch"] = config["recipe"]["batch_size"]
     loss = metrics(killed)["loss"]
     figures["loss"] = (round(loss.iloc[0], 3), round(loss.iloc[-1], 3))
     return figures
@@ -163,7 +164,7 @@ def report(figures: dict) -> str:
         "prepared": f"{figures['pairs']:,} pairs at {PIXELS} px in {figures['prepared_s']} s, killed twice on the way",
         "skipped": skipped,
         "index equal to an undisturbed one": "yes" if figures["index_equal"] else "NO",
-        "training": f"{figures['steps']} steps of 256 pairs, size mini, 2 loading workers",
+        "training": f"{figures['steps']} steps of {figures['batch']} pairs, size mini, 2 loading workers",
         "undisturbed": f"{figures['undisturbed_s']} s, loss {figures['loss'][0]} to {figures['loss'][1]}",
         "killed after steps": ", ".join(map(str, figures["killed_at"])),
         "went on from steps": ", ".join(map(str, figures["resumed_from"])),

@@ -175,9 +175,9 @@ def write(rows: list[dict], folder: Path) -> Path:
     lines = [
         "# Reading training data",
         "",
-        f"Images per second of processor time on one core: the median (lowest to highest) over {rows[0]['rounds']} rounds "
-        + "in which the readers took turns. Same JPEG files, same decoding, page cache warm; the indexed corpus is read in "
-        + f"the epoch's global random order, the pipelines in shard order with a shuffle buffer of {BUFFER:,}.",
+        f"Images per second of processor time on one core: the median (lowest to highest) over {rows[0]['rounds']} "
+        + "rounds in which the readers took turns. Same JPEG files, same decoding, page cache warm; the indexed corpus is "
+        + f"read in the epoch's global random order, the pipelines in shard order with a shuffle buffer of {BUFFER:,}.",
         "",
         "| pixels | stage | reader | images/s/core | times the plain pipeline |",
         "|---:|---|---|---:|---:|",
