@@ -42,6 +42,7 @@ FINE = 29  # values in the second sweep
 DECADES = 2  # it reaches this far to either side of the coarse best
 
 _FORCING = 0.25  # a Newton step is solved to this share of the gradient
+_DIRECT = 256  # unknowns up to which the Hessian is formed and solved outright
 _MAX_NEWTON = 100
 _MAX_CONJUGATE = 1000
 _BATCH = 16_000_000  # elements of a [N, fits, K] array: bounds the memory of a batch of fits
@@ -268,12 +269,10 @@ class _Solver:
         size = max(1, _BATCH // (self.n * len(self.classes)))
         for i in range(0, len(between), size):
             part = between[i : i + size]
-            self._newton(part, torch.cat([self._mix(c) for c in part], 1))
+            self._newton(part, torch.cat([self._below_zero(self._mix(c), c) for c in part], 1))
         for c in [c for c in new if c not in between]:
             start = self._stretch(c) if guess is None else self._rotate(guess)
-            if not start[:-1].any():
-                start = self._stretch(c)
-            self._newton([c], start)
+            self._newton([c], self._below_zero(start, c))
 
     def _keep(self, cs: Sequence[float], theta: Tensor, objective: Tensor) -> None:
         for i, c in enumerate(cs):
@@ -287,18 +286,43 @@ class _Solver:
 
     def _stretch(self, c: float) -> Tensor:
         """Start above all solved values: the last solution's weights, lengthened to lower the objective most."""
-        theta = self.solved[max(k for k in self.solved if k < c)].clone()
-        lengths = torch.logspace(0, 1, 16, dtype=theta.dtype, device=theta.device)
-        if not theta[:-1].any():  # from zero: down the gradient, each axis scaled by its variance
-            spread = self.variance[:-1, None, None].double() / len(self.classes)
-            theta[:-1] = -self.gradient / (spread + self.gradient.norm() * 1e-3)
-            lengths = torch.logspace(-6, 2, 40, dtype=theta.dtype, device=theta.device)
-        bias = theta[-1]
-        logits = self._push(theta) - bias
-        length_of = theta[:-1].norm()
-        values = torch.stack([self._loss(bias + t * logits)[0] + 0.5 / c * t * length_of for t in lengths])
+        theta = self.solved[max(k for k in self.solved if k < c)]
+        return self._along(theta, theta[:-1], c, torch.logspace(0, 1, 16))[0]
+
+    def _below_zero(self, theta: Tensor, c: float) -> Tensor:
+        """`theta`, unless W = 0 is better: there the kink would hold a descent. Then a start that is better than both.
+
+        From zero the gradient leads down, if only just where C is hardly above critical; for larger C the gradient scaled by
+        the variance of each axis leads further.
+        """
+        zero = self.solved[self.critical]
+        if theta[:-1].any() and self._value(theta, c) < self._value(zero, c):
+            return theta
+        gradient = self.gradient
+        scaled = gradient / (self.variance[:-1, None, None] / len(self.classes) + gradient.norm() * 1e-3)
+        moved = self._push(torch.cat([gradient, torch.zeros_like(gradient[:1])]))
+        p = zero[-1].softmax(-1)
+        bend = (p * (moved - (p * moved).sum(2, keepdim=True)).square()).sum(2).mean()
+        size = gradient.norm()
+        best = (size - 0.5 / c) * size / bend  # of a parabola along the gradient
+        starts = [
+            self._along(zero, -gradient, c, best * torch.logspace(-3, 1, 17)),
+            self._along(zero, -scaled, c, torch.logspace(-6, 2, 33)),
+        ]
+        return min(starts, key=lambda start: start[1])[0]
+
+    def _along(self, theta: Tensor, weights: Tensor, c: float, lengths: Tensor) -> tuple[Tensor, float]:
+        """`theta` with its weights replaced by the multiple of `weights` that makes the objective least, and its value."""
+        theta = theta.clone()
+        theta[:-1] = weights
+        bias, lengths = theta[-1], lengths.to(theta)
+        logits, size = self._push(theta) - bias, weights.norm()
+        values = torch.stack([self._loss(bias + t * logits)[0] + 0.5 / c * t * size for t in lengths])
         theta[:-1] *= lengths[values.argmin()]
-        return theta
+        return theta, values.min().item()
+
+    def _value(self, theta: Tensor, c: float) -> float:
+        return (self._loss(self._push(theta)) + 0.5 / c * _length(theta)).item()
 
     def _rotate(self, probe: Probe) -> Tensor:
         """Another solver's probe in our axes: [d + 1, 1, K]."""
@@ -342,18 +366,49 @@ class _Solver:
         self._keep(cs, theta, value)
 
     def _direction(self, theta: Tensor, logits: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton direction by preconditioned conjugate gradients, and the gradient: both [d + 1, m, K] float64."""
+        """Newton direction and gradient: both [d + 1, m, K] float64."""
         length = _length(theta)
         probability = logits.softmax(2)
         gradient = self._pull(self._residual(probability))
         gradient[:-1] += (strength / length)[:, None] * theta[:-1]
+        step = None
+        if theta.shape[0] * theta.shape[2] <= _DIRECT:
+            step = self._solve_directly(theta, probability, gradient, strength / length)
+        if step is None:
+            step = self._conjugate_gradients(theta, probability, gradient, strength / length)
+        return step, gradient
 
+    def _solve_directly(self, theta: Tensor, probability: Tensor, gradient: Tensor, curve: Tensor) -> Tensor | None:
+        """Newton direction from the whole Hessian, where it is small; None if rounding made it indefinite."""
+        d, m, k = theta.shape
+        outer = (self.design[:, None, :, None] * probability[:, :, None]).view(self.n, m, d * k).transpose(0, 1)
+        hessian = -(outer.transpose(1, 2) @ outer).view(m, d, k, d, k) / self.n
+        same_class = self.design_t @ (probability.permute(1, 2, 0)[..., None] * self.design)  # [m, K, d + 1, d + 1]
+        hessian.diagonal(dim1=2, dim2=4).add_(same_class.permute(0, 2, 3, 1))
+        weights = hessian[:, :-1, :, :-1].flatten(3).flatten(1, 2)  # a copy: [m, d K, d K]
+        w = (theta[:-1] / theta[:-1].square().sum((0, 2)).sqrt()[:, None]).transpose(0, 1).reshape(m, -1)
+        identity = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+        weights += curve[:, None, None] * (identity - w[:, :, None] * w[:, None])
+        hessian[:, :-1, :, :-1] = weights.view(m, d - 1, k, d - 1, k)
+        # Adding a number to all biases changes nothing; any positive curvature there makes the Hessian regular.
+        hessian[:, -1, :, -1] += hessian[:, -1, :, -1].diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        hessian = hessian.view(m, d * k, d * k)
+        scale = hessian.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
+        factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * hessian * scale[:, None])
+        if info.any():
+            return None
+        right = (scale * gradient.transpose(0, 1).reshape(m, -1))[..., None]
+        step = -scale * torch.cholesky_solve(right, factor)[..., 0]
+        return step.view(m, d, k).transpose(0, 1)
+
+    def _conjugate_gradients(self, theta: Tensor, probability: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+        """Newton direction, to the share _FORCING of the gradient; `curvature` [m] of the norm, but along the weights."""
         # Class covariance E[diag(p) - p p'] of each fit; times the feature variances it is nearly the Hessian.
         p = probability.transpose(0, 1)  # [m, N, K]
         covariance = torch.diag_embed(p.mean(1)) - p.transpose(1, 2) @ p / self.n
         spread, basis = torch.linalg.eigh(covariance)
         spread, basis = spread.clamp_min(0).float(), basis.float()
-        curve = (strength / length).float()  # curvature of the norm, everywhere but along the weights
+        curve = curvature.float()
         scale = self.variance[:, None, None] * spread + curve[:, None]
         scale[-1] = spread.clamp_min(spread.amax(1, keepdim=True) * 1e-5)
 
@@ -361,7 +416,7 @@ class _Solver:
             r = r.transpose(0, 1)  # [m, d + 1, K]
             return (((r @ basis) / scale.transpose(0, 1)) @ basis.transpose(1, 2)).transpose(0, 1)
 
-        probability, along = probability.float(), (theta[:-1] / length[:, None]).float()
+        probability, along = probability.float(), (theta[:-1] / _length(theta)[:, None]).float()
 
         def hessian(v: Tensor) -> Tensor:
             moved = self._push(v)
@@ -393,7 +448,7 @@ class _Solver:
                 break
             search = z + torch.where(going, rz_new / rz, 0.0)[:, None] * search
             rz = rz_new
-        return step.double() * size[:, None], gradient
+        return step.double() * size[:, None]
 
     def probe(self, c: float) -> Probe:
         """The solution for C in the coordinates of the features."""
