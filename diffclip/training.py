@@ -10,6 +10,7 @@ spread over devices and pieces in large_batch.py, and what a run leaves on disk 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -687,7 +688,19 @@ def _worker_death(error: BaseException | None) -> str | None:
 def _processes() -> PartialState:
     """The processes and the device. Said to be CPUs where there is nothing else: left to itself, Accelerate overlooks that
     several processes were launched, and each would think itself the only one."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        _leave_the_group_at_exit()
+    return state
+
+
+@cache  # once
+def _leave_the_group_at_exit() -> None:
+    """A process that ends inside its group may abort on the way out, and the launcher then calls a finished run a failure.
+
+    Not before the exit: one process may train several runs, and a group that was left cannot be joined again.
+    """
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
 
 
 def make_accelerator(recipe: Recipe, run_dir: Path = Path(), trackers: tuple[str, ...] = ()) -> Accelerator:

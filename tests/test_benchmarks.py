@@ -197,6 +197,20 @@ def test_a_change_of_difficulty_makes_the_set_anew(tmp_path, monkeypatch, caplog
     assert "earlier recipe" in caplog.text and before["sha256"] != after["sha256"]
 
 
+def test_sketches_are_the_photographs_drawn():
+    sketches, photo = generated.DIFFICULTY["world-objects-sketches"], generated.Difficulty(size=(0.28, 0.42))
+    for index in range(8):
+        scene, _ = generated.class_scene("world-objects-sketches", "test", index)
+        drawn, plain = (generated._paint(scene, 64, hard).astype(int) for hard in (sketches, photo))
+        wash = 255 - (255 - plain) * sketches.wash
+        assert (drawn <= wash + 1).all()  # nothing but contours is added to the pale picture,
+        contour = (wash - drawn).max(2) > 60
+        assert 0.005 < contour.mean() < 0.5  # there are some,
+        assert np.median(drawn) > np.median(plain)  # and the whole is paler
+        again = np.array(generated.class_sample("world-objects-sketches", "test", index, 64)[0])
+        assert np.array_equal(again, drawn)
+
+
 # ----------------------------------------------------------------------------------------- pairs and yes-or-no questions
 def test_pairs_follow_mmvp(root):
     found = fetch("pairs", root)

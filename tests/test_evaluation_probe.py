@@ -110,6 +110,21 @@ def test_many_at_once_equals_one_at_a_time():
         assert many.c == one and many.objective == pytest.approx(alone.objective, rel=1e-6)
 
 
+def test_where_conjugate_gradients_take_long_the_hessian_is_solved_outright(monkeypatch):
+    """Nearly separable classes at a large C: hard for conjugate gradients. Both ways lead to the same optimum."""
+    features, labels = clusters(3, n=240, width=40, classes=8, spread=1.4)
+    outright, found = [], []
+    solve = lp._Solver._solve_directly
+    monkeypatch.setattr(lp._Solver, "_solve_directly", lambda *a: outright.append(1) or solve(*a))
+    for limit in (lp._DIRECT_AT_MOST, 0):  # 0: by conjugate gradients alone
+        monkeypatch.setattr(lp, "_DIRECT_AT_MOST", limit)
+        found.append([probe.objective for probe in lp.fit(features, labels, [1e3, 1e5])])
+        used = len(outright)
+        outright.clear()
+        assert (used > 0) == (limit > 0)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_shift_and_rotation_of_the_features_change_nothing():
     features, labels = clusters(3, dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]

@@ -42,7 +42,8 @@ FINE = 29  # values in the second sweep
 DECADES = 2  # it reaches this far to either side of the coarse best
 
 _FORCING = 0.25  # a Newton step is solved to this share of the gradient
-_DIRECT = 256  # unknowns up to which the Hessian is formed and solved outright
+_DIRECT = 256  # unknowns up to which the Hessian is formed and solved outright,
+_DIRECT_AT_MOST = 1024  # and up to which it is where conjugate gradients turn out to need longer than that
 _MAX_NEWTON = 100
 _MAX_CONJUGATE = 1000
 _BATCH = 16_000_000  # elements of a [N, fits, K] array: bounds the memory of a batch of fits
@@ -330,7 +331,7 @@ class _Solver:
         bias = torch.where(bias.isfinite(), bias + self.mean @ weight, bias[bias.isfinite()].min())
         return torch.cat([self.axes.T @ weight, bias[None]])[:, None]
 
-    def _newton(self, cs: Sequence[float], theta: Tensor, tolerance: float = 1e-8) -> None:
+    def _newton(self, cs: Sequence[float], theta: Tensor, tolerance: float = 1e-6) -> None:
         """Minimise for several C > critical at once, from theta [d + 1, m, K] with weights that are not zero.
 
         A fit is finished when a step promises less than `tolerance` of the objective, which leaves a smaller error
@@ -340,8 +341,11 @@ class _Solver:
         theta, logits = theta.clone(), self._push(theta)
         value = self._loss(logits) + strength * _length(theta)
         running = torch.arange(len(cs), device=theta.device)
+        outright = theta.shape[0] * theta.shape[2] <= _DIRECT
         for _ in range(_MAX_NEWTON):
-            step, gradient = self._direction(theta[:, running], logits[:, running], strength[running])
+            step, gradient, outright = self._direction(
+                theta[:, running], logits[:, running], strength[running], outright
+            )
             promise = -_dot(gradient, step)
             moved = self._push(step)
             t = torch.ones_like(promise)
@@ -365,18 +369,26 @@ class _Solver:
             log.info("The linear probe has not converged after %d steps for C = %s.", _MAX_NEWTON, left)
         self._keep(cs, theta, value)
 
-    def _direction(self, theta: Tensor, logits: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton direction and gradient: both [d + 1, m, K] float64."""
-        length = _length(theta)
+    def _direction(
+        self, theta: Tensor, logits: Tensor, strength: Tensor, outright: bool
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Newton direction and gradient, both [d + 1, m, K] float64, and whether the next one is best solved outright."""
+        curve = strength / _length(theta)
         probability = logits.softmax(2)
         gradient = self._pull(self._residual(probability))
-        gradient[:-1] += (strength / length)[:, None] * theta[:-1]
-        step = None
-        if theta.shape[0] * theta.shape[2] <= _DIRECT:
-            step = self._solve_directly(theta, probability, gradient, strength / length)
+        gradient[:-1] += curve[:, None] * theta[:-1]
+        if not outright:
+            unknowns, limit = theta.shape[0] * theta.shape[2], _MAX_CONJUGATE
+            if unknowns <= _DIRECT_AT_MOST:
+                # The Hessian costs about as much as so many products with it, which run in float32 but on small matrices.
+                limit = min(limit, max(20, theta.shape[1] * (unknowns // 8 + unknowns**2 // (48 * self.n))))
+            step, done = self._conjugate_gradients(theta, probability, gradient, curve, limit)
+            if done or unknowns > _DIRECT_AT_MOST:
+                return step, gradient, False
+        step = self._solve_directly(theta, probability, gradient, curve)
         if step is None:
-            step = self._conjugate_gradients(theta, probability, gradient, strength / length)
-        return step, gradient
+            step = self._conjugate_gradients(theta, probability, gradient, curve, _MAX_CONJUGATE)[0]
+        return step, gradient, True
 
     def _solve_directly(self, theta: Tensor, probability: Tensor, gradient: Tensor, curve: Tensor) -> Tensor | None:
         """Newton direction from the whole Hessian, where it is small; None if rounding made it indefinite."""
@@ -401,8 +413,13 @@ class _Solver:
         step = -scale * torch.cholesky_solve(right, factor)[..., 0]
         return step.view(m, d, k).transpose(0, 1)
 
-    def _conjugate_gradients(self, theta: Tensor, probability: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-        """Newton direction, to the share _FORCING of the gradient; `curvature` [m] of the norm, but along the weights."""
+    def _conjugate_gradients(
+        self, theta: Tensor, probability: Tensor, gradient: Tensor, curvature: Tensor, limit: int
+    ) -> tuple[Tensor, bool]:
+        """Newton direction, to the share _FORCING of the gradient, and whether that was reached in `limit` products.
+
+        `curvature` [m] is the norm's, in all directions but along the weights.
+        """
         # Class covariance E[diag(p) - p p'] of each fit; times the feature variances it is nearly the Hessian.
         p = probability.transpose(0, 1)  # [m, N, K]
         covariance = torch.diag_embed(p.mean(1)) - p.transpose(1, 2) @ p / self.n
@@ -434,7 +451,7 @@ class _Solver:
         search, rz = z, _dot(residual, z)
         target = _FORCING**2 * rz
         going = torch.ones_like(rz, dtype=torch.bool)
-        for _ in range(_MAX_CONJUGATE):
+        for _ in range(limit):
             product = hessian(search)
             bend = _dot(search, product)
             going = going & (bend > 0)
@@ -448,7 +465,7 @@ class _Solver:
                 break
             search = z + torch.where(going, rz_new / rz, 0.0)[:, None] * search
             rz = rz_new
-        return step.double() * size[:, None]
+        return step.double() * size[:, None], not going.any()
 
     def probe(self, c: float) -> Probe:
         """The solution for C in the coordinates of the features."""
