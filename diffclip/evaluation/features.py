@@ -71,7 +71,7 @@ def subject(
     text, path = str(source), Path(source)
     if text.startswith(OPEN_CLIP):
         return _from_open_clip(text.removeprefix(OPEN_CLIP), name, pretraining)
-    if (path / "metrics.csv").is_file():  # a run's folder; an export has none
+    if (path / "metrics.csv").is_file():  # a run's folder, or what was exported from it
         return _from_run(training.load_run(path), name, pretraining)
     found = open_checkpoint(source)
     trained_on = next((corpus for corpus in ("CC12M", "CC3M") if corpus.lower() in text.lower()), "unknown")
