@@ -42,7 +42,7 @@ class Difficulty:
 
 # The one place to tune. At `mini` a trained baseline should sit well above chance and well below 100 % on every set.
 DIFFICULTY: dict[str, Difficulty] = {
-    "world-shapes": Difficulty(size=(0.3, 0.42)),
+    "world-shapes": Difficulty(size=(0.38, 0.48)),
     "world-surfaces": Difficulty(size=(0.3, 0.42)),
     "world-creatures": Difficulty(size=(0.28, 0.4)),
     "world-garden": Difficulty(size=(0.2, 0.34), clutter=1, grain=15),
@@ -50,7 +50,7 @@ DIFFICULTY: dict[str, Difficulty] = {
     "world-stars": Difficulty(size=(0.28, 0.4)),
     "digits": Difficulty(),
     "world-tiny": Difficulty(size=(0.2, 0.34), clutter=1, coarse=2.0),
-    "world-kitchen": Difficulty(size=(0.26, 0.38)),
+    "world-kitchen": Difficulty(size=(0.38, 0.48)),
     "world-objects": Difficulty(size=(0.28, 0.42)),
     "world-objects-resampled": Difficulty(size=(0.26, 0.42)),
     "world-objects-cluttered": Difficulty(size=(0.26, 0.38), clutter=2),
