@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +35,7 @@ from tqdm import tqdm
 
 from diffclip import generated, hub, world
 from diffclip.paths import cache_root, data_root
-from diffclip.shards import write_shard
+from diffclip.shards import DamagedShard, index_shard, write_shard
 
 log = logging.getLogger("diffclip")
 
@@ -405,38 +404,13 @@ def _count(path: Path) -> int:
     return int(text)
 
 
-def _index_shard(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """(key, {extension: (offset, size)}) for each sample, from the headers alone: images are not read."""
-    size = path.stat().st_size
-    key, files = None, {}
-    with open(path, "rb") as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    if not member.isfile():
-                        continue
-                    folder, base = os.path.split(member.name)
-                    stem, _, extension = base.partition(".")
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"it ends inside its member {member.name}")
-                    if (this := os.path.join(folder, stem)) != key:
-                        if files:
-                            yield key, files
-                        key, files = this, {}
-                    files[extension.lower()] = (member.offset_data, member.size)
-                stream.seek(tar.offset)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise _damaged(path, str(error)) from error
-        if stream.read(512) != bytes(512):
-            raise _damaged(path, "it stops without the end marker of a tar file")
-    if files:
-        yield key, files
-
-
-def _damaged(path: Path, why: str) -> BenchmarkError:
-    return BenchmarkError(
-        f"The shard {path} is damaged: {why}. Remove it and load the set again, so that it is fetched anew."
-    )
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    try:
+        yield from index_shard(path)
+    except DamagedShard as damage:
+        raise BenchmarkError(
+            f"{path} is damaged: {damage}. Remove it and load the set again, so that it is fetched anew."
+        ) from damage
 
 
 def _open_shards(spec: BenchmarkSpec, split: str, folder: Path) -> Benchmark:
@@ -448,7 +422,7 @@ def _open_shards(spec: BenchmarkSpec, split: str, folder: Path) -> Benchmark:
     digest = hashlib.sha256()
     for path in _shard_paths(folder, split, spec.name):
         with open(path, "rb") as stream:
-            for key, files in _index_shard(path):
+            for key, files in _samples(path):
                 image = next((e for e in _IMAGES if e in files), None)
                 if image is None or beside not in files:
                     raise BenchmarkError(

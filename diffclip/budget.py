@@ -428,19 +428,19 @@ def _paper_flops() -> float:
 
 
 def _count(number: float) -> str:
-    for unit in ("", " thousand", " million", " billion"):
-        if number < 1000:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:,.3g} trillion"
+    return _in_thousands(number, "", " thousand", " million", " billion", " trillion")
 
 
 def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
+    return _in_thousands(number, " bytes", " kB", " MB", " GB", " TB")
+
+
+def _in_thousands(number: float, *units: str) -> str:
+    for unit in units[:-1]:
         if number < 1000:
-            return f"{number:.3g} {unit}"
+            return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:,.3g} TB"
+    return f"{number:,.3g}{units[-1]}"
 
 
 def _span(seconds: float) -> str:

@@ -30,15 +30,16 @@ class Sample:
     nbytes: int  # what the sample takes of the tar file, headers and padding included
 
 
-def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
-    """Yield the samples of a shard in order.
+def index_shard(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Where the files of each sample lie, from the headers alone: (key, {extension: (offset, size)}), in order.
 
     Raises DamagedShard, after the last sample known to be whole, where the file is cut off or is not tar; Python's
     tarfile by itself takes most such places for the end of the archive, so the end marker is looked for here.
     """
     path = Path(path)
-    key, files, nbytes = None, {}, 0
+    key, files = None, {}
     with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
@@ -46,15 +47,13 @@ def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
                         continue
                     folder, name = os.path.split(member.name)
                     stem, _, extension = name.partition(".")
-                    content = tar.extractfile(member).read()
-                    if len(content) < member.size:
+                    if member.offset_data + member.size > size:
                         raise DamagedShard(f"{path} is cut off inside its member {member.name}")
                     if (this := os.path.join(folder, stem)) != key:
                         if files:
-                            yield Sample(key, files, nbytes)
-                        key, files, nbytes = this, {}, 0
-                    files[extension.lower()] = content
-                    nbytes += _BLOCK + (member.size + _BLOCK - 1) // _BLOCK * _BLOCK
+                            yield key, files
+                        key, files = this, {}
+                    files[extension.lower()] = (member.offset_data, member.size)
                 stream.seek(tar.offset)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DamagedShard(f"{path} cannot be read on: {error}") from error
@@ -62,7 +61,19 @@ def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
             # The last sample may lack its caption: only what came before it is known to be whole.
             raise DamagedShard(f"{path} stops without the end marker of a tar file")
     if files:
-        yield Sample(key, files, nbytes)
+        yield key, files
+
+
+def read_shard(path: str | os.PathLike) -> Iterator[Sample]:
+    """Yield the samples of a shard in order. Raises DamagedShard as `index_shard` does."""
+    with open(path, "rb") as stream:
+        for key, places in index_shard(path):
+            files, nbytes = {}, 0
+            for extension, (offset, size) in places.items():
+                stream.seek(offset)
+                files[extension] = stream.read(size)
+                nbytes += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+            yield Sample(key, files, nbytes)
 
 
 def write_shard(path: str | os.PathLike, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
